@@ -1,0 +1,164 @@
+"""The one settings face: every value that differs between a laptop and a cluster, each with a default that needs no set-up.
+
+Priority: command line > environment (`TRUING_KAFKA__BOOTSTRAP`, also `TRUING_KAFKA_BOOTSTRAP`) > truing.toml > default.
+Only this file reads the environment. Gate thresholds are policy, not settings.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from truing.tasks.errors import SettingsError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Kafka(_Part):
+    broker: Literal["embedded", "external"] = Field(
+        "embedded", description="embedded: started by `truing up`; external: `bootstrap`"
+    )
+    bootstrap: str = Field("127.0.0.1:8492", description="host:port of the broker")
+    topic: str = Field("user-events", description="events in")
+    control: str = Field("truing-control", description="announcements out, run.requested in")
+    partitions: int = Field(3, ge=1, description="partitions when the topic is created here")
+    group: str = Field("truing", description="name of the reader in the lake's app transactions")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT", description="as in Kafka")
+    sasl_username: str | None = Field(None, description="for SASL/PLAIN")
+    sasl_password: SecretStr | None = Field(None, description="for SASL/PLAIN")
+
+
+class Ports(_Part):
+    gateway: int = Field(8480, ge=1, le=65535, description="where predictions are asked")
+    registry: int = Field(8481, ge=1, le=65535, description="MLflow with the guard")
+    prefect: int = Field(8482, ge=1, le=65535, description="Prefect API and UI")
+
+
+class Ingest(_Part):
+    batch: int = Field(10_000, ge=1, description="most messages in one commit")
+    linger_ms: int = Field(100, ge=0, description="how long a commit waits for more messages when the topic is quiet")
+    join_every_s: float = Field(0.5, gt=0, description="seconds between joins of landed events into rows")
+    segment_s: float = Field(3600.0, gt=0, description="length of one ingest run in Prefect")
+
+
+class Learning(_Part):
+    trials: int = Field(6, ge=1, le=64, description="Optuna trials of one study")
+    threads: int = Field(2, ge=1, description="torch threads")
+    seed: int = Field(7, description="seed of studies and fits")
+
+
+class Steward(_Part):
+    poll_s: float = Field(0.5, gt=0, description="seconds between looks at the registry")
+
+
+class Settings(BaseSettings):
+    """All settings. Frozen: a process lives with what it started with."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TRUING_", env_nested_delimiter="__", frozen=True, extra="forbid", toml_file="truing.toml"
+    )
+
+    data: Path = Field(Path(".truing"), description="folder of keys, vault, lake, registry and logs")
+    problems: Path = Field(Path("problems"), description="folder of problem folders")
+    host: str = Field("127.0.0.1", description="address that servers bind and clients use")
+    environment: str = Field("laptop", description="name put into release statements")
+    kafka: Kafka = Kafka()
+    ports: Ports = Ports()
+    ingest: Ingest = Ingest()
+    learning: Learning = Learning()
+    steward: Steward = Steward()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    # --- where things lie and answer
+    @property
+    def keys(self) -> Path:
+        return self.data / "keys"
+
+    @property
+    def vault(self) -> Path:
+        return self.data / "vault"
+
+    @property
+    def lake(self) -> Path:
+        return self.data / "lake"
+
+    @property
+    def logs(self) -> Path:
+        return self.data / "logs"
+
+    @property
+    def registry_url(self) -> str:
+        return f"http://{self.host}:{self.ports.registry}"
+
+    @property
+    def prefect_url(self) -> str:
+        return f"http://{self.host}:{self.ports.prefect}/api"
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://{self.host}:{self.ports.gateway}"
+
+
+def load(**overrides: Any) -> Settings:
+    """Settings of this process; `overrides` come from the command line. Raises SettingsError in one line."""
+    short = os.environ.get("TRUING_KAFKA_BOOTSTRAP")
+    if short:  # the documented short form: naming a broker means using it
+        kafka = dict(overrides.get("kafka", {}))
+        kafka.setdefault("bootstrap", short)
+        kafka.setdefault("broker", "external")
+        overrides["kafka"] = kafka
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(
+            f"setting {key}: {first['msg'].lower()}, got {first.get('input')!r}; see `truing up --help` or truing.toml"
+        ) from None
+    return settings.model_copy(update={"data": settings.data.resolve(), "problems": settings.problems.resolve()})
+
+
+@lru_cache(maxsize=1)
+def current() -> Settings:
+    """The settings of this process, read once."""
+    return load()
+
+
+def quiet_environment() -> dict[str, str]:
+    """Variables that every process of ours runs with: no telemetry of any dependency, nothing looked up outside."""
+    return {
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "GX_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+
+
+def quiet() -> None:
+    """Set them in this process, before any heavy import. Existing values stay."""
+    for name, value in quiet_environment().items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,1 @@
+"""What is done: plain functions over records. No Prefect, no environment, no hidden clock."""

@@ -1,0 +1,182 @@
+"""A problem is data: `problems/<name>/problem.toml`. What the model reads, what it answers, who may judge it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+from truing.tasks.errors import ProblemError
+from truing.tasks.records import Record, Split
+
+UNKNOWN = "unknown"
+_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h|d)$")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+T = TypeVar("T")
+
+
+class Input(Record, frozen=True):
+    """One column the model reads. Categories not seen in the trusted rows are encoded as unknown."""
+
+    type: Literal["number", "category"]
+    min: float | None = None
+    max: float | None = None
+    values: tuple[str, ...] | None = None
+    optional: bool = False
+
+
+class Group(Record, frozen=True):
+    """A protected attribute: named buckets, or numeric edges that make buckets `<a`, `a-b`, `>=b`."""
+
+    values: tuple[str, ...] | None = None
+    edges: tuple[float, ...] | None = None
+
+
+class Source(Record, frozen=True):
+    """A registered sender with a key of its own. `types` are the short event names it may send."""
+
+    types: tuple[Literal["prediction", "outcome", "review", "attribute", "preference"], ...]
+    split: Literal["trusted"] | None = None  # predictions of this source are vouched for by people
+
+
+class Splits(Record, frozen=True):
+    """Shares of subjects, by keyed hash. What is left is `train`."""
+
+    holdout: float = 0.2
+    validation: float = 0.1
+
+
+class Cadence(Record, frozen=True):
+    """When the loop turns: after this many newly labelled rows, or this long."""
+
+    improve_after: int = 2000
+    improve_every: str = "15m"
+    curate_every: str = "1m"
+    monitor_every: str = "1m"
+
+
+class Maturity(Record, frozen=True):
+    """How long after the question an outcome may judge, how long a token believes, how long credit waits."""
+
+    outcome: str = "0s"
+    token: str = "90d"  # noqa: S105 - a duration
+    credit: str = "730d"
+
+
+class Problem(Record, frozen=True):
+    """Everything that scopes one kept-true model. Durations are like `5s`, `15m`, `24h`, `90d`."""
+
+    name: str
+    kind: str
+    label: str  # the head's name
+    labels: tuple[str, ...]
+    positive: str
+    inputs: dict[str, Input]
+    title: str = ""
+    primary_metric: str = "brier"
+    groups: dict[str, Group] = {}
+    sources: dict[str, Source] = {}
+    splits: Splits = Splits()
+    cadence: Cadence = Cadence()
+    maturity: Maturity = Maturity()
+    retention: str = "24h"
+
+    def bucket(self, group: str, value: Any) -> str:
+        """The bucket of a protected attribute's raw value; anything absent or unforeseen is `unknown`."""
+        spec = self.groups[group]
+        if value is None or value == "":
+            return UNKNOWN
+        if spec.edges:
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                return UNKNOWN
+            edges = spec.edges
+            if number < edges[0]:
+                return f"<{edges[0]:g}"
+            for low, high in zip(edges, edges[1:], strict=False):
+                if low <= number < high:
+                    return f"{low:g}-{high:g}"
+            return f">={edges[-1]:g}"
+        return str(value) if spec.values and str(value) in spec.values else UNKNOWN
+
+    def buckets(self, raw: dict[str, Any]) -> dict[str, str]:
+        """All protected attributes of one row as buckets."""
+        return {name: self.bucket(name, raw.get(name)) for name in self.groups}
+
+
+def seconds(duration: str) -> float:
+    """`90d` → 7776000.0. Raises ProblemError on anything else than number + s, m, h or d."""
+    match = _DURATION.match(duration)
+    if not match:
+        raise ProblemError(f"expected a duration like 30s, 15m, 24h or 90d, got {duration!r}; write number and unit")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def split_of(subject: str, salt: bytes, splits: Splits) -> Split:
+    """Where a subject's rows belong: a keyed hash, so nobody outside can choose it, and the same for ever."""
+    point = int.from_bytes(hashlib.blake2b(subject.encode(), key=salt[:64], digest_size=8).digest(), "big") / 2**64
+    if point < splits.holdout:
+        return Split.HOLDOUT
+    if point < splits.holdout + splits.validation:
+        return Split.VALIDATION
+    return Split.TRAIN
+
+
+def read_toml(path: Path, kind: type[T]) -> T:
+    """A TOML file as a record. Raises ProblemError: file, key, expected, got."""
+    try:
+        with path.open("rb") as file:
+            data = tomllib.load(file)
+    except FileNotFoundError:
+        raise ProblemError(f"{path}: expected a file, found none; run `truing init` or name another problem") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProblemError(f"{path}: expected TOML, got {error}; mend that line") from None
+    except OSError as error:
+        raise ProblemError(f"{path}: can't be read ({error.strerror}); check its permissions") from None
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        where = str(error)
+        message, _, at = where.partition(" - at `$")
+        key = at.rstrip("`").lstrip(".") or "the top level"
+        raise ProblemError(f"{path}: {key}: {message[:1].lower() + message[1:]}; mend that key") from None
+
+
+def load_problem(folder: Path) -> Problem:
+    """`folder/problem.toml`, checked beyond types. Raises ProblemError."""
+    path = folder / "problem.toml"
+    problem = read_toml(path, Problem)
+    if problem.name != folder.name:
+        raise ProblemError(f"{path}: name: expected {folder.name!r} like its folder, got {problem.name!r}; rename one of them")
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", problem.name):
+        raise ProblemError(f"{path}: name: expected a-z, 0-9, - and _, got {problem.name!r}; rename the folder and the key")
+    if len(problem.labels) < 2 or len(set(problem.labels)) != len(problem.labels):
+        raise ProblemError(f"{path}: labels: expected two or more different labels, got {list(problem.labels)}; list each once")
+    if problem.positive not in problem.labels:
+        raise ProblemError(f"{path}: positive: expected one of {list(problem.labels)}, got {problem.positive!r}")
+    if not problem.inputs:
+        raise ProblemError(f"{path}: inputs: expected at least one column, got none; add [inputs]")
+    both = sorted(set(problem.inputs) & set(problem.groups))
+    for name, group in problem.groups.items():
+        if bool(group.values) == bool(group.edges):
+            raise ProblemError(f"{path}: groups.{name}: expected values or edges, got {'both' if group.values else 'neither'}")
+        if group.edges and list(group.edges) != sorted(set(group.edges)):
+            raise ProblemError(f"{path}: groups.{name}.edges: expected rising numbers, got {list(group.edges)}")
+    if any(problem.groups[name].values for name in both):
+        raise ProblemError(f"{path}: inputs: {both} are protected groups; expected them in [groups] only, not in [inputs]")
+    if not 0 < problem.splits.holdout < 1 or not 0 < problem.splits.validation < 1 - problem.splits.holdout:
+        raise ProblemError(f"{path}: splits: expected shares above 0 that leave room for train, got {problem.splits}")
+    for section in (problem.cadence, problem.maturity):
+        for field in section.__struct_fields__:
+            value = getattr(section, field)
+            if isinstance(value, str):
+                try:
+                    seconds(value)
+                except ProblemError as error:
+                    raise ProblemError(f"{path}: {field}: {error}") from None
+    return problem
