@@ -21,9 +21,7 @@ class _Part(BaseModel):
 
 
 class Kafka(_Part):
-    broker: Literal["embedded", "external"] = Field(
-        "embedded", description="embedded: started by `truing up`; external: `bootstrap`"
-    )
+    broker: Literal["embedded", "external"] = Field("embedded", description="started by `truing up`, or your own")
     bootstrap: str = Field("127.0.0.1:8492", description="host:port of the broker")
     topic: str = Field("user-events", description="events in")
     control: str = Field("truing-control", description="announcements out, run.requested in")

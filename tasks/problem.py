@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -78,8 +79,8 @@ class Problem(Record, frozen=True):
     inputs: dict[str, Input]
     title: str = ""
     primary_metric: str = "brier"
-    groups: dict[str, Group] = {}
-    sources: dict[str, Source] = {}
+    groups: dict[str, Group] = msgspec.field(default_factory=dict)
+    sources: dict[str, Source] = msgspec.field(default_factory=dict)
     splits: Splits = Splits()
     cadence: Cadence = Cadence()
     maturity: Maturity = Maturity()
@@ -98,7 +99,7 @@ class Problem(Record, frozen=True):
             edges = spec.edges
             if number < edges[0]:
                 return f"<{edges[0]:g}"
-            for low, high in zip(edges, edges[1:], strict=False):
+            for low, high in itertools.pairwise(edges):
                 if low <= number < high:
                     return f"{low:g}-{high:g}"
             return f">={edges[-1]:g}"
