@@ -89,10 +89,9 @@ def load_policy(folder: Path, problem: Problem) -> Policy:
     if len(set(names)) != len(names):
         raise ProblemError(f"{path}: clause.name: expected each name once, got {names}; rename one")
     if not any(clause.deciding for clause in policy.clause):
-        raise ProblemError(
-            f"{path}: clause: expected at least one deciding clause, got none; a gate without one would never pass"
-        )
-    for rule in (*policy.clause, *policy.absolute):
+        raise ProblemError(f"{path}: clause: expected at least one deciding clause, got none; mark one")
+    rules: list[Clause | Absolute] = [*policy.clause, *policy.absolute]
+    for rule in rules:
         where = f"{path}: {rule.name}"
         if rule.metric not in METRICS:
             raise ProblemError(f"{where}: metric: expected one of {', '.join(METRICS)}, got {rule.metric!r}")
