@@ -189,7 +189,7 @@ class Facts(Record, frozen=True):
     reason: str = ""
     roles: frozenset[str] = frozenset()  # roles of the actor
     frozen: bool = False  # `truing freeze`: nothing is promoted
-    champion: str | None = None  # payload digest now served, as far as the asker knows
+    champion: str | None = None  # payload digest that serves now; None = nothing does, or this version itself
 
 
 def admit(facts: Facts, act: str, *, keys: Keys, now: float, floor_sequence: int = 0) -> Refusal | None:
@@ -288,6 +288,10 @@ def _policy_refusal(verdict: Verdict, facts: Facts) -> Refusal:
 
 
 def _promote(facts: Facts, keys: Keys, now: float) -> Refusal | None:
+    if facts.release is not None:
+        release = open_envelope(facts.release, Release, RELEASE_TYPE, keys.release)
+        if isinstance(release, Release) and release.cause is Cause.ROLLBACK:
+            return None  # asked for by an approver, signed by the steward; `_serve` checks the statement against the bytes
     if facts.frozen:
         return Refusal(code="frozen", reason=f"{facts.problem} is frozen", remedy="run `truing thaw` with a reason first")
     if facts.payload is None:
@@ -307,6 +311,12 @@ def _promote(facts: Facts, keys: Keys, now: float) -> Refusal | None:
         )
     if facts.policy is None or verdict.policy != facts.policy:
         return _policy_refusal(verdict, facts)
+    if facts.champion is not None and verdict.champion != facts.champion:
+        return Refusal(
+            code="verdict.stale",
+            reason=f"version {facts.version} was compared with another champion than the one that serves now",
+            remedy="wait for the steward to judge it again",
+        )
     approval = open_envelope(facts.approval, Approval, APPROVAL_TYPE, keys.registry)
     if isinstance(approval, Refusal):
         if approval.code == "envelope.missing":
