@@ -13,7 +13,7 @@ from truing.tasks.errors import Unavailable
 from truing.tasks.seal import Keys, new_key, public_key
 
 PRIVATE = ("gate", "registry", "release")  # Ed25519: verdicts, approvals, releases
-USERS = ("admin", "trainer", "steward", "approver")  # logins of the registry
+USERS = ("admin", "trainer", "steward", "approver", "gateway")  # logins of the registry; gateway only reads
 
 
 class Keyring:

@@ -7,6 +7,7 @@ Only this file reads the environment. Gate thresholds are policy, not settings.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +56,12 @@ class Steward(_Part):
     poll_s: float = Field(0.5, gt=0, description="seconds between looks at the registry")
 
 
+class Gateway(_Part):
+    poll_s: float = Field(0.5, gt=0, description="seconds between looks at the registry")
+    keep_s: float = Field(60.0, ge=0, description="how long acknowledged events stay in the outbox for resending")
+    max_rows: int = Field(50_000, ge=1, description="most rows in one request")
+
+
 class Settings(BaseSettings):
     """All settings. Frozen: a process lives with what it started with."""
 
@@ -71,6 +78,7 @@ class Settings(BaseSettings):
     ingest: Ingest = Ingest()
     learning: Learning = Learning()
     steward: Steward = Steward()
+    gateway: Gateway = Gateway()
 
     @classmethod
     def settings_customise_sources(
@@ -154,6 +162,32 @@ def quiet_environment() -> dict[str, str]:
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "GIT_PYTHON_REFRESH": "quiet",
     }
+
+
+def child_environment(settings: Settings, **more: str) -> dict[str, str]:
+    """What a part of the stack runs with: this process's environment, our quiet one, all settings, and `more` (which wins).
+
+    Other people's PREFECT_*, MLFLOW_* and TRUING_* are left out: a profile of another server must not reach our parts. Loopback
+    never goes through a proxy.
+    """
+    mine = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "_MLFLOW_", "TRUING_"))}
+    for name in ("NO_PROXY", "no_proxy"):
+        mine[name] = ",".join(filter(None, (mine.get(name), settings.host, "127.0.0.1", "localhost")))
+    return mine | quiet_environment() | {"PYTHONUNBUFFERED": "1"} | dict(_flatten("TRUING", settings)) | more
+
+
+def _flatten(prefix: str, part: BaseModel) -> Iterator[tuple[str, str]]:
+    """Fields as environment variables; nested parts join with two underscores, the prefix with one. None is left out."""
+    joint = "_" if prefix == "TRUING" else "__"
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        key = f"{prefix}{joint}{name.upper()}"
+        if isinstance(value, BaseModel):
+            yield from _flatten(key, value)
+        elif isinstance(value, SecretStr):
+            yield key, value.get_secret_value()
+        elif value is not None:
+            yield key, str(value)
 
 
 def quiet() -> None:
