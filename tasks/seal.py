@@ -80,12 +80,12 @@ def key_id(public: bytes) -> str:
 
 def mac(key: bytes, *parts: bytes | str) -> str:
     """HMAC-SHA256 over length-prefixed parts, hex. Lengths keep ("ab","c") and ("a","bc") apart."""
-    h = hmac.new(key, digestmod=hashlib.sha256)
+    framed = bytearray()
     for part in parts:
         raw = part.encode() if isinstance(part, str) else part
-        h.update(len(raw).to_bytes(8, "big"))
-        h.update(raw)
-    return h.hexdigest()
+        framed += len(raw).to_bytes(8, "big")
+        framed += raw
+    return hmac.digest(key, framed, "sha256").hex()
 
 
 def mac_matches(key: bytes, given: str, *parts: bytes | str) -> bool:

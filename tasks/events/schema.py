@@ -1,0 +1,534 @@
+"""One contract for every message: CloudEvents 1.0 JSON, believed for one of two proofs, or a dead letter with its reason.
+
+A person's act carries the **token** of its prediction (made by the gateway with the wire key, expires). A registered **source**
+signs with a key of its own (`mac:` + HMAC-SHA256 over every attribute that is used and the raw bytes of `data`); the gateway is
+the built-in source "gateway" whose key is the wire key. Only sources may judge. Names of people never pass this door: actor and
+subject leave it as keyed hashes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+import msgspec
+from truing.tasks import seal
+from truing.tasks.errors import DataError
+from truing.tasks.problem import Problem, seconds
+from truing.tasks.records import DeadLetter, Event, Position, Record
+
+GATEWAY: Final = "gateway"
+MAX_BYTES: Final = 256 * 1024  # of one message
+FUTURE_S: Final = 300.0  # how far a sender's clock may run ahead
+_MAC: Final = "mac:"
+
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+Long = Annotated[str, msgspec.Meta(max_length=200_000)]
+Scalar = str | int | float | bool | None
+
+
+class Reason(StrEnum):
+    """Why a message is a dead letter."""
+
+    OVERSIZE = "oversize"
+    JSON = "json"  # not JSON, not UTF-8, NaN, half a surrogate pair, nested too deep
+    ENVELOPE = "envelope"  # an attribute of CloudEvents is missing or has the wrong type
+    TYPE = "type.unknown"
+    TIME = "time.format"
+    FUTURE = "time.future"
+    OLD = "time.old"
+    PROBLEM = "problem.unknown"
+    PREDICTION = "prediction.missing"
+    SOURCE = "source.unknown"
+    SOURCE_TYPE = "source.type"
+    PROOF = "proof.missing"
+    MAC = "proof.forged"
+    TOKEN = "token.forged"  # noqa: S105 - a code
+    EXPIRED = "token.expired"
+    DATA = "data"
+    LABEL = "label.unknown"
+    GROUP = "group.unknown"
+    INPUTS = "inputs"  # a row check of the suite failed
+
+
+# --- what `data` may be -------------------------------------------------------------------------------------------------------
+
+
+class _Data(Record, frozen=True):
+    pass
+
+
+class Answer(_Data, frozen=True):
+    """What was served. `probabilities` are by label and sum to 1 (± 0.01)."""
+
+    label: Text
+    confidence: Share
+    probabilities: dict[str, Share] = msgspec.field(default_factory=dict)
+
+
+class Prediction(_Data, frozen=True):
+    """A question and, if a model answered it, the answer. `groups` are raw protected attributes; the join buckets them."""
+
+    inputs: dict[str, Scalar]
+    groups: dict[str, Scalar] = msgspec.field(default_factory=dict)
+    answer: Answer | None = None
+    release: str | None = None
+    variant: str | None = None
+    propensity: Share | None = None
+    schema: str | None = None  # version of the feature schema
+    audit: bool = False
+
+
+class Rating(_Data, frozen=True):
+    value: Share
+
+
+class Correction(_Data, frozen=True):
+    label: Text
+
+
+class Outcome(_Data, frozen=True):
+    label: Text
+
+
+class Review(_Data, frozen=True):
+    label: Text
+
+
+class Attribute(_Data, frozen=True):
+    groups: dict[str, Scalar]
+
+
+class Preference(_Data, frozen=True):
+    prompt: Long
+    chosen: Long
+    rejected: Long
+
+
+class Interaction(_Data, frozen=True):
+    kind: Text
+    value: float | None = None
+
+
+KINDS: Final[dict[str, type[_Data]]] = {
+    "prediction": Prediction,
+    "rating": Rating,
+    "correction": Correction,
+    "outcome": Outcome,
+    "review": Review,
+    "attribute": Attribute,
+    "preference": Preference,
+    "interaction": Interaction,
+}
+PEOPLE: Final = frozenset(
+    {"rating", "correction", "interaction"}
+)  # believed for the token of their prediction, never for a MAC
+_DECODERS: Final = {f"truing.{kind}.v1": (kind, msgspec.json.Decoder(data)) for kind, data in KINDS.items()}
+
+
+class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """Attributes as on the wire. Extensions that we don't know are let through unread: they are not signed."""
+
+    specversion: str
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    source: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    type: str
+    time: str
+    data: msgspec.Raw
+    problem: str
+    subject: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | None = None
+    datacontenttype: str = "application/json"
+    predictionid: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
+    actor: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | None = None
+    actorkind: str = "person"
+    proof: str | None = None
+
+
+class _Out(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The same for writing: what is absent is left out, as CloudEvents wants it."""
+
+    specversion: str
+    id: str
+    source: str
+    type: str
+    time: str
+    datacontenttype: str
+    problem: str
+    subject: str | None = None
+    predictionid: str | None = None
+    actor: str | None = None
+    actorkind: str | None = None
+    proof: str | None = None
+    data: msgspec.Raw
+
+
+_ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
+_TIME: Final = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+# --- writing ------------------------------------------------------------------------------------------------------------------
+
+
+def rfc3339(time: float) -> str:
+    """Unix seconds as `2026-11-23T03:40:00.123456Z`."""
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def encode_event(
+    kind: str,
+    *,
+    problem: str,
+    source: str,
+    data: Mapping[str, Any],
+    time: float,
+    id: str | None = None,
+    prediction_id: str | None = None,
+    actor: str | None = None,
+    actor_kind: str = "person",
+    subject: str | None = None,
+    token: str | None = None,
+    source_key: bytes | None = None,
+) -> tuple[bytes, bytes]:
+    """(key, value) of one message. `kind` is the short type; give `token` (a person's act) or `source_key` (a source's word).
+
+    Without `id` the message is named after its content, so sending the same thing twice lands once. `actor` and `subject` are
+    the plain names: the reader hashes them. Raises DataError when `data` is not what `kind` wants.
+    """
+    if kind not in KINDS:
+        raise DataError(f"expected an event type of {', '.join(KINDS)}, got {kind!r}; name one of them")
+    try:
+        typed = msgspec.convert(dict(data), KINDS[kind])
+    except msgspec.ValidationError as error:
+        raise DataError(f"data of a {kind}: {_one_line(error)}; mend that field") from None
+    if not _finite(typed):  # would be written as null
+        raise DataError(f"data of a {kind}: expected finite numbers, got NaN or infinity; leave the field out or null")
+    raw = msgspec.json.encode(data)
+    at = rfc3339(time)
+    name = f"truing.{kind}.v1"
+    if id is None:
+        secret = source_key or (token or "").encode()  # ids lie open in the lake: nobody may guess names from them
+        id = seal.mac(secret, problem, source, name, at, prediction_id or "", actor or "", subject or "", raw)[:32]
+    proof = token
+    if source_key is not None:
+        parts = _signed(id, source, name, at, problem, prediction_id, subject, actor, actor_kind, raw)
+        proof = _MAC + seal.mac(source_key, *parts)
+    message = _Out(
+        specversion="1.0",
+        id=id,
+        source=source,
+        type=name,
+        time=at,
+        datacontenttype="application/json",
+        problem=problem,
+        subject=subject,
+        predictionid=prediction_id,
+        actor=actor,
+        actorkind=actor_kind,
+        proof=proof,
+        data=msgspec.Raw(raw),
+    )
+    return (prediction_id or id).encode(), msgspec.json.encode(message)
+
+
+def _signed(
+    id: str,
+    source: str,
+    name: str,
+    time: str,
+    problem: str,
+    prediction_id: str | None,
+    subject: str | None,
+    actor: str | None,
+    actor_kind: str,
+    raw: bytes,
+) -> tuple[str | bytes, ...]:
+    """All that is used, for the MAC. "event" keeps it apart from tokens, which share the wire key."""
+    return "event", id, source, name, time, problem, prediction_id or "", subject or "", actor or "", actor_kind, raw
+
+
+def token(wire_key: bytes, problem: str, prediction_id: str, expires: float) -> str:
+    """What lets a person speak about one prediction until `expires` (Unix seconds)."""
+    until = str(math.ceil(expires))
+    return f"{until}.{seal.mac(wire_key, 'token', problem, prediction_id, until)}"
+
+
+def check_token(wire_key: bytes, given: str, problem: str, prediction_id: str, now: float) -> Reason | None:
+    """None = it holds; else TOKEN (forged, or of another prediction) or EXPIRED."""
+    until, _, code = given.partition(".")
+    if (
+        not seal.mac_matches(wire_key, code, "token", problem, prediction_id, until)
+        or not until.isascii()
+        or not until.isdigit()
+    ):
+        return Reason.TOKEN
+    return Reason.EXPIRED if int(until) <= now else None
+
+
+# --- reading ------------------------------------------------------------------------------------------------------------------
+
+
+class Known(Record, frozen=True):
+    """One problem as the door needs it."""
+
+    problem: Problem
+    labels: frozenset[str]
+    groups: frozenset[str]
+    sources: dict[str, tuple[bytes, frozenset[str]]]  # name → (key, short types it may send)
+    credit_s: float
+    token_s: float
+
+
+class Proofs(Record, frozen=True):
+    """All that is needed to believe a message: the wire key, the salt of names, and what each known problem allows."""
+
+    wire: bytes
+    salt: bytes
+    known: dict[str, Known]
+
+    @classmethod
+    def of(cls, problems: list[Problem], *, wire: bytes, salt: bytes, keys: Mapping[str, Mapping[str, bytes]]) -> Proofs:
+        """`keys` is {problem: {source: key}} for every source that a problem names."""
+        known = {}
+        for problem in problems:
+            sources = {name: (keys[problem.name][name], frozenset[str](s.types)) for name, s in problem.sources.items()}
+            sources[GATEWAY] = (wire, frozenset[str]({"prediction"}))
+            known[problem.name] = Known(
+                problem=problem,
+                labels=frozenset(problem.labels),
+                groups=frozenset(problem.groups),
+                sources=sources,
+                credit_s=seconds(problem.maturity.credit),
+                token_s=seconds(problem.maturity.token),
+            )
+        return cls(wire=wire, salt=salt, known=known)
+
+
+class Message(msgspec.Struct, kw_only=True):
+    """One message after the door, believed (`reason` is "") or not. What an unbelieved one says of itself is only a claim."""
+
+    event_id: str = ""
+    type: str = ""
+    source: str = ""
+    time: float = 0.0
+    problem: str = ""
+    prediction_id: str | None = None
+    subject: str | None = None
+    actor: str | None = None
+    actor_kind: str = ""
+    data: bytes = b""  # raw JSON of `data`; the whole message if it is not believed
+    body: Any = None
+    reason: str = ""
+    detail: str = ""
+
+    @property
+    def identity(self) -> bytes:
+        """What makes it the same event when it comes again, 8 bytes. Scoped so that no sender can use up another's ids."""
+        return identity(self.problem, self.type, self.source, self.prediction_id, self.event_id)
+
+
+def identity(problem: str, kind: str, source: str, prediction_id: str | None, event_id: str) -> bytes:
+    """Key of deduplication: of a source its own ids; of people, whose `source` is unproven, the ids of one prediction."""
+    scope = (prediction_id or "") if kind in PEOPLE else ""
+    text = f"{len(scope)}:{scope}{len(source)}:{source}{len(problem)}:{problem}{kind in PEOPLE:d}{event_id}"
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def pseudonym(salt: bytes, problem: str, name: str) -> str:
+    """Keyed hash of a person's name, 32 hex digits: one for actor and subject, so erasing finds both; another per problem."""
+    return hashlib.blake2b(f"{len(problem)}:{problem}{name}".encode(), key=salt[:64], digest_size=16).hexdigest()
+
+
+class _Dead(Exception):  # never leaves this module
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def judge(value: bytes | None, *, proofs: Proofs, now: float) -> Message:
+    """Decode and check one message; never raises for what a sender may do."""
+    if value is None:
+        return Message(reason=Reason.JSON, detail="expected JSON, got a tombstone (no value)")
+    if len(value) > MAX_BYTES:
+        return Message(data=value, reason=Reason.OVERSIZE, detail=f"expected at most {MAX_BYTES} bytes, got {len(value)}")
+    try:
+        envelope = _ENVELOPE.decode(value)
+    except msgspec.ValidationError as error:
+        return Message(data=value, reason=Reason.ENVELOPE, detail=_one_line(error))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return Message(data=value, reason=Reason.JSON, detail=_one_line(error))
+    try:
+        return _believe(envelope, proofs, now)
+    except _Dead as dead:
+        return Message(
+            event_id=envelope.id,
+            source=envelope.source,
+            problem=envelope.problem if envelope.problem in proofs.known else "",
+            data=value,
+            reason=dead.reason,
+            detail=str(dead),
+        )
+
+
+def _believe(envelope: _Envelope, proofs: Proofs, now: float) -> Message:
+    if envelope.specversion != "1.0" or not envelope.datacontenttype.startswith("application/json"):
+        raise _Dead(Reason.ENVELOPE, "expected specversion 1.0 and datacontenttype application/json")
+    if envelope.actorkind not in ("person", "source"):
+        raise _Dead(Reason.ENVELOPE, "expected actorkind person or source")
+    known = proofs.known.get(envelope.problem)
+    if known is None:
+        raise _Dead(Reason.PROBLEM, f"expected a problem of {', '.join(sorted(proofs.known))}, got another")
+    if envelope.type not in _DECODERS:
+        raise _Dead(Reason.TYPE, "expected truing.<kind>.v1 with a known kind")
+    kind, decoder = _DECODERS[envelope.type]
+    if envelope.predictionid is None and kind != "preference":
+        raise _Dead(Reason.PREDICTION, f"expected the predictionid of a {kind}, got none")
+    raw = bytes(envelope.data)
+    _prove(envelope, kind, raw, known, proofs, now)
+    time = _time(envelope.time, now, known.credit_s)
+    try:
+        body = decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise _Dead(Reason.DATA, _one_line(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _Dead(Reason.JSON, _one_line(error)) from None
+    _fits(body, known)
+    subject = envelope.subject
+    if subject is None and kind == "prediction":
+        subject = f"prediction {envelope.predictionid}"  # nobody named: each question is a subject of its own
+    salt, problem = proofs.salt, envelope.problem
+    return Message(
+        event_id=envelope.id,
+        type=kind,
+        source=envelope.source,
+        time=time,
+        problem=problem,
+        prediction_id=envelope.predictionid,
+        subject=None if subject is None else pseudonym(salt, problem, subject),
+        actor=None if envelope.actor is None else pseudonym(salt, problem, envelope.actor),
+        actor_kind=envelope.actorkind,
+        data=raw,
+        body=body,
+    )
+
+
+def _prove(envelope: _Envelope, kind: str, raw: bytes, known: Known, proofs: Proofs, now: float) -> None:
+    """Raises _Dead unless token or MAC holds and may say this."""
+    proof = envelope.proof
+    if not proof:
+        raise _Dead(Reason.PROOF, "expected the token of the prediction or a source's mac, got no proof")
+    source = known.sources.get(envelope.source)
+    if proof.startswith(_MAC):
+        if source is None:
+            raise _Dead(Reason.SOURCE, f"expected a source that problem.toml of {envelope.problem} names, got another")
+        key, types = source
+        signed = _signed(
+            envelope.id,
+            envelope.source,
+            envelope.type,
+            envelope.time,
+            envelope.problem,
+            envelope.predictionid,
+            envelope.subject,
+            envelope.actor,
+            envelope.actorkind,
+            raw,
+        )
+        if not seal.mac_matches(key, proof[len(_MAC) :], *signed):
+            raise _Dead(Reason.MAC, f"the mac is not by the key of source {envelope.source}, or the message was altered")
+        if kind not in types:
+            raise _Dead(Reason.SOURCE_TYPE, f"source {envelope.source} may send {', '.join(sorted(types))}, got {kind}")
+        return
+    if kind not in PEOPLE or envelope.actorkind != "person":
+        raise _Dead(Reason.SOURCE_TYPE, f"a token lets people send {', '.join(sorted(PEOPLE))}; a {kind} needs a source's mac")
+    if source is not None and envelope.source != GATEWAY:
+        raise _Dead(Reason.PROOF, f"source {envelope.source} proves itself by its mac, got a token")
+    refused = check_token(proofs.wire, proof, envelope.problem, envelope.predictionid or "", now)
+    if refused is Reason.EXPIRED:
+        raise _Dead(refused, "the token of this prediction has expired")
+    if refused is not None:
+        raise _Dead(refused, "the token is not of this prediction, or was altered")
+
+
+def _time(text: str, now: float, credit_s: float) -> float:
+    try:
+        time = float(msgspec.convert(text, _TIME).timestamp())
+    except (msgspec.ValidationError, OverflowError, ValueError):
+        raise _Dead(Reason.TIME, "expected an RFC 3339 time with zone like 2026-11-23T03:40:00Z") from None
+    if time > now + FUTURE_S:
+        raise _Dead(Reason.FUTURE, f"the event is {time - now:.0f} s ahead of the reader's clock, at most {FUTURE_S:.0f} s")
+    if time < now - credit_s:
+        raise _Dead(Reason.OLD, f"the event is {(now - time) / 86400:.0f} days old, credit is given for {credit_s / 86400:.0f}")
+    return time
+
+
+def _fits(body: Any, known: Known) -> None:
+    """Labels, groups and numbers that only the problem can judge."""
+    kind = type(body)
+    if kind in (Outcome, Correction, Review):
+        if body.label not in known.labels:
+            raise _Dead(Reason.LABEL, f"expected a label of {', '.join(sorted(known.labels))}, got another")
+        return
+    if not _finite(body):
+        raise _Dead(Reason.DATA, "expected finite numbers")
+    if kind in (Prediction, Attribute) and not known.groups.issuperset(body.groups):
+        raise _Dead(Reason.GROUP, f"expected groups of {', '.join(sorted(known.groups)) or 'none'}, got another")
+    if kind is Prediction and (answer := body.answer) is not None:
+        if answer.label not in known.labels or not known.labels.issuperset(answer.probabilities):
+            raise _Dead(Reason.LABEL, f"expected answers of {', '.join(sorted(known.labels))}, got another")
+        if answer.probabilities and abs(sum(answer.probabilities.values()) - 1) > 0.01:
+            raise _Dead(Reason.DATA, f"expected probabilities that sum to 1, got {sum(answer.probabilities.values()):.3f}")
+
+
+def _finite(body: Any) -> bool:
+    """False if a number is NaN, infinite or too large for a float."""
+    if isinstance(body, Prediction):
+        values: list[Any] = [*body.inputs.values(), *body.groups.values()]
+    elif isinstance(body, Attribute):
+        values = list(body.groups.values())
+    elif isinstance(body, Interaction):
+        values = [body.value]
+    else:
+        return True
+    for value in values:
+        if type(value) is float:
+            if not math.isfinite(value):
+                return False
+        elif type(value) is int and not -(2**63) <= value < 2**63:
+            return False
+    return True
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def read_message(value: bytes | None, position: Position, *, proofs: Proofs, now: float) -> Event | DeadLetter:
+    """One message as the record it becomes. `now` (Unix seconds) is the reader's clock; never raises for what was sent."""
+    message = judge(value, proofs=proofs, now=now)
+    if message.reason:
+        return DeadLetter(
+            reason=message.reason,
+            detail=message.detail,
+            original=base64.b64encode(value or b"").decode(),
+            position=position,
+            first_seen=now,
+        )
+    return Event(
+        id=message.event_id,
+        type=f"truing.{message.type}.v1",
+        source=message.source,
+        time=message.time,
+        problem=message.problem,
+        prediction_id=message.prediction_id,
+        data=msgspec.to_builtins(message.body),
+        actor=message.actor,
+        actor_kind=message.actor_kind,
+        subject=message.subject,
+        seq=position.offset,
+    )
