@@ -1,0 +1,438 @@
+"""Two roots of Delta tables, parted so that file or bucket permissions can hold them apart.
+
+    vault/  landing   every message with its disposition; Kafka positions ride in the same commit   (ingest writes)
+            holdout   rows and labels of holdout subjects, and nothing else holds them              (steward reads)
+    lake/   rows      trusted, train and validation rows                                            (the trainer reads)
+            releases, alerts, datasets, trials, windows   records as JSON beside their key columns
+
+Tables only grow: `rows` and `holdout` hold append-only *states*, and the highest `revision` of an id wins. Each append can name
+application transactions, `(app id, version)`, that Delta commits together with the data; an append whose transactions are
+already recorded is skipped, so a crash neither loses nor doubles. A fresh Delta handle accepts a replayed transaction, hence
+every check is made on the very handle that writes, and a concurrent commit of the same application makes Delta refuse.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import unquote
+
+import msgspec
+import polars as pl
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from truing.tasks.errors import DataError, TruingError, Unavailable
+from truing.tasks.records import Origin, Record, Split
+from truing.tasks.seal import canonical, digest
+
+type_ = pl.DataType | type[pl.DataType]
+
+LANDING: dict[str, type_] = {
+    "topic": pl.String,
+    "partition": pl.Int32,
+    "offset": pl.Int64,
+    "epoch": pl.Int32,
+    "event_id": pl.String,
+    "type": pl.String,  # prediction | rating | correction | preference | outcome | interaction | review | attribute; "" if dead
+    "source": pl.String,
+    "time": pl.Float64,  # when the sender says it happened
+    "landed_at": pl.Float64,  # when it landed, by our clock
+    "problem": pl.String,
+    "prediction_id": pl.String,
+    "subject": pl.String,  # keyed hash
+    "actor": pl.String,  # keyed hash
+    "actor_kind": pl.String,
+    "data": pl.Binary,  # raw JSON of the event's data; of a dead letter the whole message
+    "disposition": pl.String,  # landed | dead | duplicate
+    "reason": pl.String,  # a code of schema.Reason, or ""
+    "detail": pl.String,
+}
+ROWS: dict[str, type_] = {
+    "id": pl.String,  # the prediction id
+    "problem": pl.String,
+    "subject": pl.String,
+    "content": pl.Binary,  # canonical JSON of the inputs: the one column with a person's content
+    "content_hash": pl.String,  # sha256 hex of content
+    "groups": pl.String,  # JSON {protected attribute: bucket}
+    "prediction": pl.String,  # JSON {"label", "confidence", "probabilities": {label: p}} as served, or null
+    "answer_label": pl.String,
+    "answer_confidence": pl.Float64,
+    "release": pl.String,
+    "variant": pl.String,
+    "propensity": pl.Float64,
+    "target": pl.String,
+    "origin": pl.String,
+    "actor": pl.String,
+    "feedback": pl.String,  # JSON {type: value, "history": [[type, time, actor, value], …]}
+    "asked_at": pl.Float64,
+    "labelled_at": pl.Float64,
+    "matured_at": pl.Float64,
+    "split": pl.String,
+    "audit": pl.Boolean,
+    "revision": pl.Int64,  # version of `landing` that this state was derived from
+    "landed_at": pl.Float64,  # when the newest event in this state landed
+}
+RECORDS: dict[str, type_] = {"problem": pl.String, "id": pl.String, "seq": pl.Int64, "json": pl.String}
+
+_TRIES = 20  # commit attempts against concurrent writers; each loser re-reads and checks again
+
+R = TypeVar("R", bound=Record)
+
+
+class Stale(TruingError):
+    """Somebody else wrote what this writer was about to: its transactions are recorded in part, or not as it expected."""
+
+
+class Store:
+    """Delta tables below one root: a folder or an `s3://…` prefix (then with `storage_options` as in delta-rs).
+
+    Safe among threads and processes. Raises Unavailable, in one line, when the root is missing or can't be written.
+    """
+
+    tables: ClassVar[Mapping[str, Mapping[str, type_]]] = {}  # schemas of the known tables; any other holds records
+
+    def __init__(self, root: str | Path, *, storage_options: Mapping[str, str] | None = None) -> None:
+        self.remote = "://" in str(root)
+        self.root = str(root).rstrip("/") if self.remote else str(Path(root).absolute())
+        if not self.remote and set("[]%") & set(self.root):  # delta-rs reads these as parts of a URL, or dies on them
+            raise DataError(f"expected a folder without [, ] or % in its path, got {self.root}; move or rename it")
+        self._options = dict(storage_options or {})
+        self._open: dict[str, DeltaTable] = {}
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.root!r})"
+
+    def schema(self, table: str) -> Mapping[str, type_]:
+        return self.tables.get(table, RECORDS)
+
+    # --- writing
+    def append(
+        self,
+        table: str,
+        frame: pl.DataFrame,
+        *,
+        app: tuple[str, int] | Sequence[tuple[str, int]] = (),
+        expect: Mapping[str, int | None] | None = None,
+    ) -> int:
+        """Add the rows in one commit and return the table's version; skip them if all of `app` is recorded already.
+
+        `app` names one or several application transactions, recorded in the same commit: a transaction counts as recorded
+        when the table holds its version or a higher one. `expect` names versions that must be the recorded ones still
+        (None = none yet), which fences out an overlapping owner. Columns absent from `frame` are null. An empty frame
+        commits too, if it has transactions to record. Raises DataError on unknown columns or wrong types, Stale when `app`
+        is recorded in part or `expect` does not hold (nothing is written), Unavailable when the folder can't be written.
+        """
+        several: Any = [app] if app and isinstance(app[0], str) else app
+        transactions: list[tuple[str, int]] = [(str(name), int(version)) for name, version in several]
+        data = conform(frame, self.schema(table), where=f"{self.root}/{table}")
+        with self._lock:
+            for _ in range(_TRIES):
+                handle = self._handle(table, writing=True) or self._create(table)
+                try:
+                    if transactions and self._recorded(handle, table, transactions, expect or {}):
+                        return int(handle.version())
+                    if data.height or transactions:
+                        properties = CommitProperties(app_transactions=[Transaction(*pair) for pair in transactions])
+                        write_deltalake(handle, data, mode="append", commit_properties=properties)
+                    return int(handle.version())
+                except CommitFailedError:
+                    self._open.pop(table, None)  # somebody else was first: look again at what is recorded now
+                except (DeltaError, OSError) as error:
+                    self._open.pop(table, None)
+                    raise self._unavailable(table, "write", error) from None
+        raise Unavailable(
+            f"{self.root}/{table}: expected a commit within {_TRIES} tries, got conflicts; too many writers at once"
+        )
+
+    def _recorded(
+        self, handle: DeltaTable, table: str, transactions: Sequence[tuple[str, int]], expect: Mapping[str, int | None]
+    ) -> bool:
+        have = {name: handle.transaction_version(name) for name, _ in transactions}
+        done = [have[name] is not None and have[name] >= version for name, version in transactions]
+        if all(done):
+            return True
+        if any(done):
+            raise Stale(
+                f"{self.root}/{table}: expected none or all of {dict(transactions)} to be recorded, got {have}; "
+                "read the positions again and resume there"
+            )
+        for name, version in expect.items():
+            recorded = handle.transaction_version(name)
+            if recorded != version:
+                raise Stale(
+                    f"{self.root}/{table}: expected {name} at {version}, got {recorded}; "
+                    "read the positions again and resume there"
+                )
+        return False
+
+    def _create(self, table: str) -> DeltaTable:
+        schema = pl.DataFrame(schema=dict(self.schema(table)))
+        try:
+            write_deltalake(self._uri(table), schema, mode="ignore", storage_options=self._options or None)
+        except CommitFailedError:
+            pass  # created by somebody else in this moment
+        except (DeltaError, OSError) as error:
+            raise self._unavailable(table, "write", error) from None
+        handle = self._handle(table)
+        if handle is None:
+            raise Unavailable(f"{self.root}/{table}: expected the table just created, found none; is the folder being deleted?")
+        return handle
+
+    def compact(self, *, above: int = 100) -> dict[str, int]:
+        """Merge the small files of every known table that has more than `above`; {table: files removed}.
+
+        Old files stay for Delta's retention (7 days), so a reader in mid-scan is never cut off.
+        """
+        done: dict[str, int] = {}
+        for table in (*self.tables, *_RECORD_TABLES):
+            with self._lock:
+                handle = self._handle(table)
+                if handle is None or len(handle.file_uris()) <= above:
+                    continue
+                try:
+                    done[table] = int(handle.optimize.compact()["numFilesRemoved"])
+                    handle.vacuum(dry_run=False)
+                except CommitFailedError:
+                    self._open.pop(table, None)  # somebody else compacts
+                except (DeltaError, OSError) as error:
+                    raise self._unavailable(table, "compact", error) from None
+        return done
+
+    # --- reading
+    def version(self, table: str) -> int | None:
+        """Delta version of a table, None while it does not exist."""
+        handle = self._handle(table)
+        return None if handle is None else int(handle.version())
+
+    def transaction(self, table: str, app_id: str) -> int | None:
+        """The version recorded for an application, or None."""
+        handle = self._handle(table)
+        return None if handle is None else handle.transaction_version(app_id)
+
+    def scan(self, table: str) -> pl.LazyFrame:
+        """The whole table at its newest version, lazily; an absent table is an empty frame with the schema."""
+        handle = self._handle(table)
+        return self._frame(table, [] if handle is None else self._files(handle))
+
+    def read(self, table: str, columns: Sequence[str] | None = None, predicate: pl.Expr | None = None) -> pl.DataFrame:
+        """Chosen columns of the rows that match; both are pushed down into the files."""
+        frame = self.scan(table)
+        if predicate is not None:
+            frame = frame.filter(predicate)
+        if columns is not None:
+            frame = frame.select(columns)
+        return self._collect(table, frame)
+
+    def since(self, table: str, version: int | None) -> tuple[int | None, pl.LazyFrame]:
+        """What was added after `version`: (newest version, lazy frame of the files that `version` did not hold).
+
+        A compaction between the two makes this more than was added, never less. None means all.
+        """
+        handle = self._handle(table)
+        if handle is None:
+            return None, self._frame(table, [])
+        files, newest = self._files(handle), int(handle.version())
+        if version is not None:
+            if version >= newest:
+                return newest, self._frame(table, [])
+            try:
+                old = set(self._files(DeltaTable(self._uri(table), version=version, storage_options=self._options or None)))
+            except DeltaError:
+                old = set()  # that version's log has expired
+            files = [file for file in files if file not in old]
+        return newest, self._frame(table, files)
+
+    def _files(self, handle: DeltaTable) -> list[str]:
+        """The data files of a handle's version, as paths for polars: delta-rs percent-encodes local ones."""
+        return [file if self.remote else unquote(file.removeprefix("file://")) for file in handle.file_uris()]
+
+    def _frame(self, table: str, files: list[str]) -> pl.LazyFrame:
+        schema = dict(self.schema(table))
+        if not files:
+            return pl.LazyFrame(schema=schema)
+        return pl.scan_parquet(
+            files, schema=schema, glob=False, missing_columns="insert", storage_options=self._options if self.remote else None
+        )
+
+    def _collect(self, table: str, frame: pl.LazyFrame) -> pl.DataFrame:
+        try:
+            return frame.collect()
+        except OSError as error:
+            raise self._unavailable(table, "read", error) from None
+
+    # --- handles
+    def _uri(self, table: str) -> str:
+        return f"{self.root}/{table}"
+
+    def _handle(self, table: str, *, writing: bool = False) -> DeltaTable | None:
+        """The table's handle at its newest version, or None while it does not exist.
+
+        A root not made yet is a store without tables, as long as the folder around it exists.
+        """
+        with self._lock:
+            handle = self._open.get(table)
+            try:
+                if handle is not None:
+                    handle.update_incremental()
+                    return handle
+                handle = DeltaTable(self._uri(table), storage_options=self._options or None)
+            except TableNotFoundError as error:
+                self._open.pop(table, None)
+                if not writing and not self.remote and not Path(self.root).parent.is_dir():
+                    raise self._unavailable(table, "read", error) from None
+                return None
+            except (DeltaError, OSError) as error:
+                self._open.pop(table, None)
+                raise self._unavailable(table, "read", error) from None
+            self._open[table] = handle
+            return handle
+
+    def _unavailable(self, table: str, verb: str, error: Exception) -> Unavailable:
+        cause = " ".join(str(error).split())[:200]
+        return Unavailable(
+            f"{self.root}/{table}: expected to {verb} it, got {cause}; check that the folder exists and its permissions"
+        )
+
+
+_RECORD_TABLES = ("releases", "alerts", "datasets", "trials", "windows")
+
+
+def conform(frame: pl.DataFrame, schema: Mapping[str, type_], *, where: str = "the frame") -> pl.DataFrame:
+    """The frame with exactly the schema's columns and types; absent ones are null. Raises DataError."""
+    unknown = sorted(set(frame.columns) - set(schema))
+    if unknown:
+        raise DataError(f"{where}: expected columns of {list(schema)}, got also {unknown}; leave them out")
+    columns = [
+        (pl.col(name) if name in frame.columns else pl.lit(None)).cast(dtype).alias(name) for name, dtype in schema.items()
+    ]
+    if not frame.columns:
+        return pl.DataFrame(schema=dict(schema))
+    try:
+        return frame.select(columns)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(
+            f"{where}: expected the types of its schema, got {' '.join(str(error).split())[:200]}; cast it"
+        ) from None
+
+
+def winners(states: pl.LazyFrame) -> pl.LazyFrame:
+    """Of several states of a row the one with the highest revision, ordered by time of asking, then id."""
+    return (
+        states.sort("revision", descending=True)
+        .unique(["problem", "id"], keep="first", maintain_order=True)
+        .sort("asked_at", "id")
+    )
+
+
+class Lake(Store):
+    """The trainer's side: rows that may teach, and records of what was done."""
+
+    tables: ClassVar[Mapping[str, Mapping[str, type_]]] = {"rows": ROWS}
+
+    def rows(
+        self,
+        problem: str,
+        *,
+        splits: Iterable[str] | None = None,
+        labelled: bool | None = None,
+        revision: int | None = None,
+    ) -> pl.DataFrame:
+        """The newest state of each row, schema ROWS; `revision` looks back at what was known by then."""
+        states = self.scan("rows").filter(pl.col("problem") == problem)
+        if splits is not None:
+            states = states.filter(pl.col("split").is_in([str(split) for split in splits]))
+        if revision is not None:
+            states = states.filter(pl.col("revision") <= revision)
+        rows = winners(states)
+        if labelled is not None:
+            rows = rows.filter(pl.col("target").is_not_null() if labelled else pl.col("target").is_null())
+        return self._collect("rows", rows)
+
+    def record(self, table: str, records: Sequence[Record]) -> int:
+        """Keep records as JSON; one that is there already is not written twice. Returns how many were new.
+
+        A record's id is its `id`, `digest` or `name`, else the digest of all of it; of several with one id the newest counts.
+        """
+        if table in self.tables:
+            raise DataError(f"{self.root}/{table}: expected a table of records, got a table of rows; use append")
+        for _ in range(_TRIES):
+            last = self.transaction(table, "record")
+            known = dict(self.read(table).sort("seq").select("id", "json").iter_rows())
+            fresh = [(record, text) for record in records if known.get(_id(record)) != (text := canonical(record).decode())]
+            if not fresh:
+                return 0
+            seq = (last or 0) + len(fresh)
+            frame = pl.DataFrame(
+                [
+                    (getattr(record, "problem", None), _id(record), seq - len(fresh) + n + 1, text)
+                    for n, (record, text) in enumerate(fresh)
+                ],
+                schema=RECORDS,
+                orient="row",
+            )
+            try:
+                self.append(table, frame, app=("record", seq), expect={"record": last})
+            except Stale:
+                continue
+            return len(fresh)
+        raise Unavailable(
+            f"{self.root}/{table}: expected a commit within {_TRIES} tries, got conflicts; too many writers at once"
+        )
+
+    def records(self, table: str, kind: type[R], *, problem: str | None = None) -> list[R]:
+        """The newest record of each id, in the order in which they were written."""
+        frame = self.read(table, predicate=None if problem is None else pl.col("problem") == problem)
+        frame = frame.sort("seq").unique("id", keep="last", maintain_order=True)
+        return [msgspec.json.decode(text, type=kind) for text in frame["json"]]
+
+
+def _id(record: Record) -> str:
+    for field in ("id", "digest", "name"):
+        value: Any = getattr(record, field, None)
+        if isinstance(value, str) and value:
+            return value
+    return digest(record)
+
+
+class Vault(Store):
+    """The ingest keeper's and the steward's side: every message, and the rows that judge."""
+
+    tables: ClassVar[Mapping[str, Mapping[str, type_]]] = {"landing": LANDING, "holdout": ROWS}
+
+    def landing(
+        self,
+        problem: str | None = None,
+        *,
+        disposition: str | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pl.DataFrame:
+        """Messages in the order of their positions; `disposition` = "dead" is the view of dead letters."""
+        wanted = [] if problem is None else [pl.col("problem") == problem]
+        wanted += [] if disposition is None else [pl.col("disposition") == disposition]
+        frame = self.scan("landing").filter(wanted) if wanted else self.scan("landing")
+        frame = frame.sort("topic", "partition", "epoch", "offset")
+        return self._collect("landing", frame if columns is None else frame.select(columns))
+
+    def positions(self, topic: str) -> dict[tuple[int, int], int]:
+        """{(partition, epoch): offset of the next message}: where to go on reading."""
+        frame = (
+            self.scan("landing")
+            .filter(pl.col("topic") == topic)
+            .group_by("partition", "epoch")
+            .agg((pl.col("offset").max() + 1).alias("next"))
+        )
+        return {(partition, epoch): following for partition, epoch, following in self._collect("landing", frame).iter_rows()}
+
+    def holdout(self, problem: str, *, now: float, matured: bool = True) -> pl.DataFrame:
+        """The newest state of each holdout row, schema ROWS.
+
+        With `matured` only those that may judge: target from an outcome or a blind review, and old enough at `now`.
+        """
+        rows = winners(self.scan("holdout").filter(pl.col("problem") == problem, pl.col("split") == str(Split.HOLDOUT)))
+        if matured:
+            may_judge = pl.col("origin").is_in([str(Origin.OUTCOME), str(Origin.REVIEW)])
+            rows = rows.filter(may_judge, pl.col("target").is_not_null(), pl.col("matured_at") <= now)
+        return self._collect("holdout", rows)
