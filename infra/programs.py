@@ -1,0 +1,156 @@
+"""What runs on a laptop, as data: command, port and environment of every part, and the supervisor's configuration of them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+from truing.infra.keys import Keyring
+from truing.infra.processes import MARKER, marker
+from truing.infra.settings import Settings, child_environment
+from truing.tasks.records import Record
+
+
+class Program(Record, frozen=True):
+    """One supervised process. `server` parts are stopped after those that talk to them."""
+
+    name: str
+    command: tuple[str, ...]
+    port: int | None = None
+    setting: str = ""  # the environment variable that moves the port
+    url: str | None = None  # answers 2xx when healthy
+    server: bool = False
+    says: str = ""  # one line for people
+
+
+def programs(settings: Settings) -> tuple[Program, ...]:
+    """All parts, servers first."""
+    python = sys.executable
+    uvicorn = (python, "-m", "uvicorn", "--factory", "--host", settings.host, "--no-access-log", "--log-level", "warning")
+    found: list[Program] = []
+    if settings.kafka.broker == "embedded":
+        from truing.infra.broker import command
+
+        port = int(settings.kafka.bootstrap.rpartition(":")[2])
+        found.append(
+            Program(
+                name="broker",
+                command=tuple(command(settings)),
+                port=port,
+                setting="TRUING_KAFKA__BOOTSTRAP",
+                server=True,
+                says=f"Kafka at {settings.kafka.bootstrap}",
+            )
+        )
+    ports = settings.ports
+    found += [
+        Program(
+            name="registry",
+            command=(*uvicorn, "--port", str(ports.registry), "truing.infra.registry_guard.app:create_app"),
+            port=ports.registry,
+            setting="TRUING_PORTS__REGISTRY",
+            url=f"{settings.registry_url}/health",
+            server=True,
+            says=f"MLflow at {settings.registry_url}",
+        ),
+        Program(
+            name="prefect",
+            command=(*uvicorn, "--port", str(ports.prefect), "prefect.server.api.server:create_app"),
+            port=ports.prefect,
+            setting="TRUING_PORTS__PREFECT",
+            url=f"{settings.prefect_url}/health",
+            server=True,
+            says=f"Prefect at {settings.prefect_url.removesuffix('/api')}",
+        ),
+        Program(name="runner", command=(python, "-m", "truing.flows.serve"), says="curate, improve, monitor"),
+        Program(name="ingest", command=(python, "-m", "truing.flows.always"), says="events to rows"),
+        Program(name="steward", command=(python, "-m", "truing.flows.steward"), says="verdicts and releases"),
+        Program(
+            name="gateway",
+            command=(*uvicorn, "--port", str(ports.gateway), "truing.infra.gateway.app:create_app"),
+            port=ports.gateway,
+            setting="TRUING_PORTS__GATEWAY",
+            url=f"{settings.gateway_url}/v2/health/live",
+            says=f"answers at {settings.gateway_url}",
+        ),
+    ]
+    return tuple(found)
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What every part runs with: settings, the stack's marker, and where Prefect is. Needs the keys to exist."""
+    home = settings.data / "prefect"
+    auth = Keyring(settings.keys).read("prefect-auth").decode()
+    return child_environment(
+        settings,
+        **{
+            MARKER: marker(settings.data),
+            "PREFECT_HOME": str(home),
+            "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
+            "PREFECT_API_URL": settings.prefect_url,
+            "PREFECT_API_AUTH_STRING": auth,
+            "PREFECT_SERVER_API_AUTH_STRING": auth,
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+            "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "ui"),
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+            "PREFECT_LOCAL_STORAGE_PATH": str(home / "results"),
+            "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+            "PREFECT__SERVER_FINAL": "1",
+        },
+    )
+
+
+def socket_path(settings: Settings) -> Path:
+    """Where the supervisor listens. A unix socket's path has at most 107 bytes, so a deep data folder gets one in the temp folder."""
+    path = settings.data / "run" / "supervisor.sock"
+    if len(str(path).encode()) < 100:
+        return path
+    return Path(tempfile.gettempdir()) / f"truing-{marker(settings.data)}.sock"
+
+
+def configuration(settings: Settings, parts: tuple[Program, ...]) -> str:
+    """The supervisor's configuration. It holds no secret: those travel in the environment."""
+    run, logs = settings.data / "run", settings.logs
+    socket = socket_path(settings)
+    lines = [
+        "[unix_http_server]",
+        f"file={_literal(socket)}",
+        "chmod=0600",
+        "[supervisord]",
+        f"logfile={_literal(logs / 'supervisor.log')}",
+        "logfile_maxbytes=2MB",
+        "logfile_backups=1",
+        f"pidfile={_literal(run / 'supervisor.pid')}",
+        f"childlogdir={_literal(logs)}",
+        f"directory={_literal(settings.data)}",
+        f"identifier=truing-{marker(settings.data)}",
+        "nocleanup=true",
+        "[rpcinterface:supervisor]",
+        "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface",
+    ]
+    for part in parts:
+        lines += [
+            f"[program:{part.name}]",
+            f"command={_literal(shlex.join(part.command))}",
+            f"directory={_literal(settings.data)}",
+            f"priority={10 if part.server else 20}",
+            "autorestart=true",
+            "startsecs=1",
+            "startretries=30",
+            "stopasgroup=true",  # a runner's flows end with it
+            "killasgroup=true",
+            "stopwaitsecs=15",
+            "redirect_stderr=true",
+            f"stdout_logfile={_literal(logs / (part.name + '.log'))}",
+            "stdout_logfile_maxbytes=10MB",
+            "stdout_logfile_backups=2",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _literal(value: Path | str) -> str:
+    return str(value).replace("%", "%%")

@@ -1,0 +1,307 @@
+"""The whole system on one machine: `up`, `down` and what both need of the supervisor.
+
+`up` checks everything that can be wrong beforehand (problems, folder, ports, broker), then starts all parts at once: each waits by
+itself for what it needs. A second `up` repairs and reports; `up` after a killed supervisor first ends the orphans, which it
+knows by the marker in their environment. `down` leaves no process, port, socket or lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import http.client
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import xmlrpc.client
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import psutil
+from truing.infra.calls import call
+from truing.infra.catalog import catalog
+from truing.infra.heartbeat import last_beat
+from truing.infra.keys import Keyring
+from truing.infra.processes import check_port, marked, reap
+from truing.infra.programs import Program, configuration, environment, programs, socket_path
+from truing.infra.settings import Settings
+from truing.tasks.errors import TruingError, Unavailable
+from truing.tasks.seal import digest
+
+PATIENCE_S = 180.0  # Prefect's first start migrates its database
+BEAT_S = 15.0  # older signs of life don't count
+FREE_BYTES = 500 << 20  # below this the first commit may not fit
+
+Progress = Callable[[str, str], None]
+
+
+def silent(part: str, text: str) -> None:
+    """A progress that shows nothing."""
+
+
+class Stack:
+    """One data folder's parts. `parts` limits it to some of them, for a machine that runs only those."""
+
+    def __init__(self, settings: Settings, *, parts: tuple[str, ...] | None = None) -> None:
+        self.settings = settings
+        self.run = settings.data / "run"
+        everything = programs(settings)
+        unknown = sorted(set(parts or ()) - {part.name for part in everything})
+        if unknown:
+            names = ", ".join(part.name for part in everything)
+            raise Unavailable(f"--only: expected parts out of {names}, got {', '.join(unknown)}; correct the name")
+        self.parts = tuple(part for part in everything if parts is None or part.name in parts)
+
+    # --- acts
+    def up(self, progress: Progress = silent) -> bool:
+        """Start what is not running and wait until all is healthy. True = started now, False = was up already."""
+        problems = catalog(self.settings.problems)
+        fresh = not self.settings.data.exists()
+        started = False
+        try:
+            with self._locked():
+                running = self.states()
+                if not running:
+                    reaped = reap(self.settings.data)
+                    if reaped:
+                        progress("stack", f"ended {reaped} orphans of a killed supervisor")
+                    self._check()
+                    Keyring(self.settings.keys).create(
+                        [f"{name}.{src}" for name, (p, _) in problems.items() for src in p.sources]
+                    )
+                    started = True
+                    self._start()
+                else:
+                    self._same_settings()
+                    started = self._revive(running)
+                try:
+                    self._wait(progress)
+                except BaseException:
+                    if not running:  # ours to clean up; an older stack stays as it was
+                        self._stop(silent)
+                    raise
+        except TruingError:
+            if fresh and not self.settings.logs.exists():
+                shutil.rmtree(self.settings.data, ignore_errors=True)
+            raise
+        return started
+
+    def down(self, progress: Progress = silent) -> bool:
+        """Stop everything of this data folder, orphans too. False = nothing ran."""
+        if not self.run.exists():
+            return False
+        with self._locked():
+            return self._stop(progress)
+
+    # --- the supervisor
+    def states(self) -> dict[str, dict[str, Any]]:
+        """Process facts by part (`statename`, `pid`, `start`, `spawnerr`), empty when no supervisor answers."""
+        try:
+            found = cast(list[dict[str, Any]], self._rpc().getAllProcessInfo())
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error):
+            return {}
+        return {one["name"]: one for one in found}
+
+    def healthy(self, part: Program, state: dict[str, Any]) -> bool:
+        """Does the part answer (servers), or has it lately said that it lives (the others)?"""
+        if state.get("statename") != "RUNNING":
+            return False
+        if part.url is not None:
+            try:
+                call("GET", part.url, timeout=2.0)
+            except TruingError:
+                return False
+            return True
+        if part.port is not None:
+            return reachable(self.settings.kafka.bootstrap, 1.0)
+        beat = last_beat(self.settings, part.name)
+        return beat is not None and beat["pid"] == state["pid"] and time.time() - float(beat["at"]) < BEAT_S
+
+    def _rpc(self) -> Any:
+        from supervisor.xmlrpc import SupervisorTransport
+
+        transport = SupervisorTransport(None, None, f"unix://{socket_path(self.settings)}")
+        return xmlrpc.client.ServerProxy("http://stack", transport=transport).supervisor
+
+    def _start(self) -> None:
+        self.settings.logs.mkdir(parents=True, exist_ok=True)
+        (self.settings.data / "prefect").mkdir(parents=True, exist_ok=True)
+        for stale in (socket_path(self.settings), self.run / "supervisor.pid", *self.run.glob("*.json")):
+            stale.unlink(missing_ok=True)
+        path = self.run / "supervisor.conf"
+        path.write_text(configuration(self.settings, self.parts))
+        (self.run / "settings.digest").write_text(self._digest())
+        done = subprocess.run(  # noqa: S603 - it goes into the background by itself
+            [sys.executable, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(path)],
+            env=environment(self.settings),
+            cwd=self.settings.data,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+            raise Unavailable(f"expected the supervisor to start, got: {last}; see {self.settings.logs / 'supervisor.log'}")
+
+    def _revive(self, running: dict[str, dict[str, Any]]) -> bool:
+        """Start parts that the supervisor has given up on or that were stopped by hand."""
+        idle = [name for name, state in running.items() if state["statename"] in ("STOPPED", "EXITED", "FATAL")]
+        for name in idle:
+            self._rpc().startProcess(name, False)
+        return bool(idle)
+
+    def _wait(self, progress: Progress) -> None:
+        begun = time.monotonic()
+        waiting = list(self.parts)
+        topics = False
+        while waiting:
+            states = self.states()
+            if not states:
+                raise Unavailable(f"expected the supervisor to stay, it is gone; see {self.settings.logs / 'supervisor.log'}")
+            for part in list(waiting):
+                state = states.get(part.name, {})
+                if state.get("statename") == "FATAL":
+                    raise Unavailable(f"{part.name}: expected it to stay up, got: {self.last_words(part.name)}")
+                if self.healthy(part, state):
+                    waiting.remove(part)
+                    progress(part.name, f"{part.says} ({time.monotonic() - begun:.1f} s)")
+                    if part.name == "broker" and not topics:
+                        topics = True
+                        self._topics()
+            if waiting and time.monotonic() - begun > PATIENCE_S:
+                names = ", ".join(part.name for part in waiting)
+                words = self.last_words(waiting[0].name)
+                raise Unavailable(f"{names}: expected an answer within {PATIENCE_S:.0f} s, got none; last words: {words}")
+            time.sleep(0.1 if waiting else 0)
+
+    def last_words(self, part: str) -> str:
+        """The last line of a part's log, and where the rest is."""
+        path = self.settings.logs / f"{part}.log"
+        try:
+            lines = path.read_text(errors="replace")[-4000:].strip().splitlines()
+        except OSError:
+            lines = []
+        return f"{lines[-1].strip() if lines else 'nothing in its log'}; see {path}"
+
+    def _topics(self) -> None:
+        from truing.infra.broker import ensure_topics
+
+        ensure_topics(self.settings)
+
+    def _stop(self, progress: Progress) -> bool:
+        states = self.states()
+        servers = {part.name for part in programs(self.settings) if part.server}
+        if states:
+            rpc = self._rpc()
+            for wave in ([n for n in states if n not in servers], [n for n in states if n in servers]):
+                self._stop_wave(rpc, [n for n in wave if states[n]["statename"] not in ("STOPPED", "EXITED", "FATAL")])
+            pid = rpc.getPID()
+            try:
+                rpc.shutdown()
+            except (OSError, http.client.HTTPException, xmlrpc.client.Error):
+                pass
+            _gone(pid, 10.0)
+        orphans = reap(self.settings.data)
+        for name in ("supervisor.pid", "supervisor.conf", "settings.digest", *(p.name for p in self.run.glob("*.json"))):
+            (self.run / name).unlink(missing_ok=True)
+        socket_path(self.settings).unlink(missing_ok=True)
+        progress("stack", f"{len(states)} parts stopped" + (f", {orphans} orphans ended" if orphans else ""))
+        return bool(states or orphans)
+
+    def _stop_wave(self, rpc: Any, names: list[str]) -> None:
+        for name in names:
+            try:
+                rpc.stopProcess(name, False)
+            except xmlrpc.client.Fault:  # it stopped by itself meanwhile
+                continue
+        end = time.monotonic() + 20.0
+        while time.monotonic() < end:
+            if all(self.states().get(name, {}).get("statename") in ("STOPPED", "EXITED", "FATAL", None) for name in names):
+                return
+            time.sleep(0.05)
+
+    # --- what can be wrong beforehand
+    def _check(self) -> None:
+        seen: dict[int, str] = {}
+        for part in self.parts:
+            if part.port is None:
+                continue
+            if part.port in seen:
+                raise Unavailable(
+                    f"port {part.port}: expected one part on it, got {seen[part.port]} and {part.name}; set {part.setting}"
+                )
+            seen[part.port] = part.name
+            check_port(self.settings.host, part.port, part.name, part.setting)
+        if self.settings.kafka.broker == "external" and not reachable(self.settings.kafka.bootstrap, 5.0):
+            raise Unavailable(
+                f"expected a Kafka broker at {self.settings.kafka.bootstrap}, got no answer; start it, correct "
+                "TRUING_KAFKA_BOOTSTRAP, or unset it to use the embedded one"
+            )
+        free = shutil.disk_usage(self.settings.data).free
+        if free < FREE_BYTES:
+            raise Unavailable(
+                f"expected {FREE_BYTES >> 20} MB free at {self.settings.data}, got {free >> 20} MB; free some or set TRUING_DATA"
+            )
+
+    def _digest(self) -> str:
+        return digest([self.settings.model_dump(mode="json"), [part.name for part in self.parts]])
+
+    def _same_settings(self) -> None:
+        try:
+            known = (self.run / "settings.digest").read_text()
+        except OSError:
+            return
+        if known != self._digest():
+            raise Unavailable(
+                "expected the settings of the running stack, got others; run `truing down` first, then `truing up`"
+            )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One `up` or `down` at a time on one data folder: a lock on the folder itself, so none is left behind."""
+        try:
+            self.run.mkdir(parents=True, exist_ok=True)
+            probe = self.run / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+            handle = os.open(self.run, os.O_RDONLY)
+        except OSError as error:
+            raise Unavailable(
+                f"expected a folder to write to at {self.settings.data}, got: {error.strerror}; mend it or set TRUING_DATA"
+            ) from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise Unavailable(
+                f"expected to be alone with {self.settings.data}, got another `truing up` or `truing down` at work; wait for it"
+            ) from None
+        finally:
+            os.close(handle)
+
+
+def reachable(bootstrap: str, timeout: float) -> bool:
+    """Does any of the `host:port,host:port` accept a connection?"""
+    for one in bootstrap.split(","):
+        host, _, port = one.strip().rpartition(":")
+        try:
+            with socket.create_connection((host, int(port)), timeout):
+                return True
+        except (OSError, ValueError):
+            continue
+    return False
+
+
+def _gone(pid: int, patience_s: float) -> None:
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end and psutil.pid_exists(pid):
+        time.sleep(0.02)
+
+
+def living(settings: Settings) -> int:
+    """How many processes of this stack live, by their marker."""
+    return len(marked(settings.data))
