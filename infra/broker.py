@@ -1,0 +1,168 @@
+"""The broker that `truing up` starts, or your own (`TRUING_KAFKA_BOOTSTRAP`): its command, its topics, and how it is reached.
+
+The embedded one (noida-db, a single binary of 6 MiB) is for laptops and tests. What it does not promise: it writes its log to
+disk about once a second, so a SIGKILL forgets what it acknowledged in the last one; it never evicts a killed member of a group;
+it ignores byte limits of a fetch, so reading slows down over long backlogs. Everything here keeps clear of these: readers
+`assign()`, positions live in the lake, producers send again, and a log that became shorter is read as a new epoch.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from truing.infra.settings import Settings
+from truing.tasks.errors import SettingsError, Unavailable
+
+
+def address(settings: Settings) -> tuple[str, int]:
+    """Host and port of the (first) broker. Raises SettingsError."""
+    first = settings.kafka.bootstrap.split(",")[0].strip()
+    host, _, port = first.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise SettingsError(f"setting kafka.bootstrap: expected host:port, got {settings.kafka.bootstrap!r}; correct it")
+    return host.strip("[]"), int(port)
+
+
+def command(settings: Settings) -> list[str]:
+    """How the embedded broker is started; it runs in the foreground and ends well on SIGTERM.
+
+    Makes the data folder. Raises SettingsError when the settings name an external broker, Unavailable when the binary is not
+    installed or the folder can't be made.
+    """
+    if settings.kafka.broker != "embedded":
+        raise SettingsError(f"setting kafka.broker: expected embedded, got {settings.kafka.broker!r}; yours is started by you")
+    host, port = address(settings)
+    if find_spec("noida_db") is None:
+        raise Unavailable("expected the embedded broker (package noida-db), found none; install truing[loop] or name your own")
+    binary = Path(str(files("noida_db").joinpath("noida-db")))
+    folder = settings.data / "broker"
+    try:
+        binary.chmod(0o755) if not binary.stat().st_mode & 0o100 else None  # wheels may lose the bit
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise Unavailable(f"expected to use {error.filename}, got: {error.strerror}; check its permissions") from None
+    return [
+        str(binary),
+        "start",
+        "--only",
+        "kafka",
+        "--kafka-port",
+        str(port),
+        "--host",
+        host,
+        "--data-dir",
+        str(folder),
+    ]
+
+
+def check_free(settings: Settings) -> None:
+    """Raises Unavailable, in one line, when something else has the embedded broker's port."""
+    host, port = address(settings)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Unavailable(
+                f"port {port} of the broker: expected it free on {host}, got: {error.strerror}; "
+                "stop what uses it or set TRUING_KAFKA__BOOTSTRAP"
+            ) from None
+
+
+def connection(settings: Settings) -> dict[str, Any]:
+    """What every Kafka client of ours is given: addresses, security, and how fast it comes back after a broker's restart."""
+    kafka = settings.kafka
+    config: dict[str, Any] = {
+        "bootstrap_servers": [one.strip() for one in kafka.bootstrap.split(",") if one.strip()],
+        "security_protocol": kafka.security_protocol,
+        "reconnect_backoff_ms": 50,
+        "reconnect_backoff_max_ms": 1000,
+    }
+    if kafka.security_protocol.startswith("SASL"):
+        config["sasl_mechanism"] = "PLAIN"
+        config["sasl_plain_username"] = kafka.sasl_username
+        config["sasl_plain_password"] = kafka.sasl_password.get_secret_value() if kafka.sasl_password else None
+    return config
+
+
+def wait_for(settings: Settings, seconds: float) -> None:
+    """Return once the broker answers a metadata request. Raises Unavailable after `seconds`: one line."""
+    _admin(settings, seconds).close()
+
+
+def ensure_topics(settings: Settings, seconds: float = 20.0) -> None:
+    """Make the topics of events and of control messages unless they are there. Control has one partition: its order counts.
+
+    Raises Unavailable when the broker does not answer within `seconds` or refuses.
+    """
+    from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+    admin = _admin(settings, seconds)
+    try:
+        present = set(admin.list_topics())
+        wanted = {settings.kafka.topic: settings.kafka.partitions, settings.kafka.control: 1}
+        for name, partitions in wanted.items():
+            if name in present:
+                continue
+            try:
+                admin.create_topics(
+                    {name: {"num_partitions": partitions, "replication_factor": -1 if _external(settings) else 1}}
+                )
+            except TopicAlreadyExistsError:  # somebody else was first
+                continue
+    except KafkaError as error:
+        raise Unavailable(
+            f"{_who(settings)}: expected to make its topics, got {_short(error)}; check its rights and logs"
+        ) from None
+    finally:
+        admin.close()
+
+
+def _admin(settings: Settings, seconds: float) -> Any:
+    """A connected admin client within `seconds`."""
+    from kafka import KafkaAdminClient
+    from kafka.errors import KafkaError
+
+    quiet_client()
+    host, port = address(settings)
+    end = time.monotonic() + seconds
+    cause = "no answer"
+    while True:
+        left = end - time.monotonic()
+        try:  # a port that refuses is told apart at once; the client alone would wait out its whole patience
+            socket.create_connection((host, port), max(0.05, left)).close()
+            patience = int(max(0.5, min(left, 5.0)) * 1000)
+            return KafkaAdminClient(
+                **connection(settings), bootstrap_timeout_ms=patience, request_timeout_ms=max(patience, 5000)
+            )
+        except KafkaError as error:
+            cause = f"{_short(error)}: is it a Kafka broker"
+        except OSError as error:
+            cause = str(error.strerror or error).lower()
+        if time.monotonic() >= end:
+            remedy = "start it or correct TRUING_KAFKA_BOOTSTRAP" if _external(settings) else "run `truing up`"
+            raise Unavailable(f"{_who(settings)}: expected an answer within {seconds:.0f} s, got {cause}; {remedy}")
+        time.sleep(0.05)
+
+
+def quiet_client() -> None:
+    """The client library logs each failed connection attempt; our own one-line errors say it once."""
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+
+
+def _external(settings: Settings) -> bool:
+    return settings.kafka.broker == "external"
+
+
+def _who(settings: Settings) -> str:
+    return f"the Kafka broker at {settings.kafka.bootstrap}"
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
