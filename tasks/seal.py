@@ -311,7 +311,7 @@ def _promote(facts: Facts, keys: Keys, now: float) -> Refusal | None:
         )
     if facts.policy is None or verdict.policy != facts.policy:
         return _policy_refusal(verdict, facts)
-    if facts.champion is not None and verdict.champion != facts.champion:
+    if facts.champion not in (None, facts.payload, verdict.champion):
         return Refusal(
             code="verdict.stale",
             reason=f"version {facts.version} was compared with another champion than the one that serves now",
