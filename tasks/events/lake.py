@@ -74,6 +74,16 @@ ROWS: dict[str, type_] = {
     "revision": pl.Int64,  # version of `landing` that this state was derived from
     "landed_at": pl.Float64,  # when the newest event in this state landed
 }
+SAMPLES: dict[str, type_] = {  # what each dataset version holds: one line a row
+    "problem": pl.String,
+    "dataset": pl.String,
+    "row": pl.String,
+    "content": pl.String,
+    "target": pl.String,
+    "origin": pl.String,
+    "actor": pl.String,
+    "weight": pl.Float64,
+}
 RECORDS: dict[str, type_] = {"problem": pl.String, "id": pl.String, "seq": pl.Int64, "json": pl.String}
 
 _TRIES = 20  # commit attempts against concurrent writers; each loser re-reads and checks again
@@ -226,24 +236,22 @@ class Store:
             frame = frame.select(columns)
         return self._collect(table, frame)
 
-    def since(self, table: str, version: int | None) -> tuple[int | None, pl.LazyFrame]:
-        """What was added after `version`: (newest version, lazy frame of the files that `version` did not hold).
+    def since(self, table: str, version: int | None) -> tuple[int | None, pl.LazyFrame, bool]:
+        """What was added after `version` (None = from the start): newest version, lazy frame of the files added, exact?
 
-        A compaction between the two makes this more than was added, never less. None means all.
+        After a compaction in between, or when the log of `version` has expired, old rows come along and exact is False.
         """
         handle = self._handle(table)
         if handle is None:
-            return None, self._frame(table, [])
+            return None, self._frame(table, []), True
         files, newest = self._files(handle), int(handle.version())
-        if version is not None:
-            if version >= newest:
-                return newest, self._frame(table, [])
-            try:
-                old = set(self._files(DeltaTable(self._uri(table), version=version, storage_options=self._options or None)))
-            except DeltaError:
-                old = set()  # that version's log has expired
-            files = [file for file in files if file not in old]
-        return newest, self._frame(table, files)
+        if version is None or version >= newest:
+            return newest, self._frame(table, files if version is None else []), True
+        try:
+            old = set(self._files(DeltaTable(self._uri(table), version=version, storage_options=self._options or None)))
+        except (DeltaError, OSError):
+            return newest, self._frame(table, files), False
+        return newest, self._frame(table, [file for file in files if file not in old]), old.issubset(files)
 
     def _files(self, handle: DeltaTable) -> list[str]:
         """The data files of a handle's version, as paths for polars: delta-rs percent-encodes local ones."""
@@ -330,7 +338,7 @@ def winners(states: pl.LazyFrame) -> pl.LazyFrame:
 class Lake(Store):
     """The trainer's side: rows that may teach, and records of what was done."""
 
-    tables: ClassVar[Mapping[str, Mapping[str, type_]]] = {"rows": ROWS}
+    tables: ClassVar[Mapping[str, Mapping[str, type_]]] = {"rows": ROWS, "samples": SAMPLES}
 
     def rows(
         self,
