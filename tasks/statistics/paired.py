@@ -1,0 +1,190 @@
+"""The drop of a candidate against a reference on the same rows, with one-sided bounds.
+
+A drop is in the metric's own points and > 0 is worse, whichever way the metric points: a TPR that falls from 0.60 to 0.55
+and a Brier score that rises from 0.10 to 0.15 are both a drop of 0.05. What two models do on the same row is strongly
+correlated, so everything here is a function of the row-by-row difference.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from truing.tasks.errors import DataError
+from truing.tasks.statistics.cells import Bools, Floats
+from truing.tasks.statistics.means import mean_upper
+from truing.tasks.statistics.proportions import EXACT_BELOW, UNSEEN_HARM, drop_upper, z_of
+
+Codes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Paired:
+    """One slice × metric, candidate against reference. `drop` is NaN where it can't be estimated; `why` then says why.
+
+    `units` holds one value per subject, scaled so that their mean is the drop; `members` are the subjects' codes. Rows of
+    one subject are not independent, so the subject is what is counted and resampled (`repeats` says that some subject has
+    several rows).
+    """
+
+    drop: float
+    reference: float
+    candidate: float
+    n: int
+    units: Floats
+    members: Codes
+    worse: int | None = None  # proportions: rows right under the reference, wrong under the candidate
+    better: int | None = None
+    repeats: bool = False
+    worst: float = 1.0  # the largest value a unit can have
+    span: float = 2.0  # width of the range that units can have
+    why: str = ""
+
+    @property
+    def estimable(self) -> bool:
+        return not math.isnan(self.drop)
+
+    @property
+    def se(self) -> float:
+        """Cluster-robust standard error of the drop; NaN below two subjects."""
+        count = len(self.units)
+        return float(self.units.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+
+    def influence(self, subjects: int) -> Floats:
+        """What each of all `subjects` adds to the drop's error (subjects,), zero outside the slice. Sums to zero."""
+        out = np.zeros(subjects)
+        if self.estimable:
+            out[self.members] = (self.units - self.drop) / len(self.units)
+        return out
+
+    def reversed(self) -> Paired:
+        """The same rows with the roles of candidate and reference exchanged."""
+        return replace(
+            self,
+            drop=-self.drop,
+            reference=self.candidate,
+            candidate=self.reference,
+            units=-self.units,
+            worse=self.better,
+            better=self.worse,
+            worst=self.span - self.worst,
+        )
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A one-sided bound of a drop and the method that gave it."""
+
+    value: float
+    method: str
+
+
+def pair(
+    reference: tuple[Floats, Floats],
+    candidate: tuple[Floats, Floats],
+    *,
+    mask: Bools,
+    subjects: Codes,
+    higher_is_better: bool,
+    proportion: bool,
+    allowance: float = 0.0,
+) -> Paired:
+    """The paired drop on the rows of `mask`.
+
+    Args:
+        reference, candidate: (numerator, denominator) per row, as from `cells.cells`; denominators must agree.
+        subjects: (n,) code of each row's subject, 0..S−1.
+        proportion: numerators and denominators are 0 or 1, so the exact and likelihood-ratio bounds apply.
+        allowance: with a relative limit r, the units become drop − r·reference, whose upper bound has to be at most 0.
+    """
+    chosen = np.flatnonzero(mask & ((reference[1] != 0) | (candidate[1] != 0)))
+    den = reference[1][chosen]
+    if not np.array_equal(den, candidate[1][chosen]):
+        raise DataError("paired drop: expected one denominator per row for both models, got two; pair them on the same rows")
+    total = float(den.sum())
+    if total <= 0.0:
+        return _nothing("no row of this slice counts")
+    base, new = reference[0][chosen], candidate[0][chosen]
+    difference = (base - new) * (1.0 if higher_is_better else -1.0)
+    unsound = int((~np.isfinite(difference)).sum())
+    if unsound:
+        return replace(_nothing(f"a model's answer is not a probability on {unsound} rows"), n=len(chosen))
+    value = difference - allowance * base if allowance else difference
+    drop = float(value.sum()) / total
+    codes = subjects[chosen]
+    members, first = np.unique(codes, return_inverse=True)
+    repeats = len(members) < len(chosen)
+    worse = better = None
+    if proportion and not allowance:
+        worse, better = int((difference > 0).sum()), int((difference < 0).sum())
+    scale, units = 1.0, np.empty(len(members))
+    if repeats:
+        weight = np.bincount(first, weights=den)
+        scale = float(weight.max()) * len(members) / total
+        units = drop + np.bincount(first, weights=value - drop * den) * (len(members) / total)
+    else:
+        units[first] = value / den if not proportion else value
+    return Paired(
+        drop=drop,
+        reference=float(base.sum()) / total,
+        candidate=float(new.sum()) / total,
+        n=len(chosen),
+        units=units,
+        members=members.astype(np.int64),
+        worse=worse,
+        better=better,
+        repeats=repeats,
+        span=(2.0 + allowance) * scale,
+    )
+
+
+def _nothing(why: str) -> Paired:
+    nan = math.nan
+    return Paired(drop=nan, reference=nan, candidate=nan, n=0, units=np.zeros(0), members=np.zeros(0, dtype=np.int64), why=why)
+
+
+def upper(paired: Paired, level: float) -> Bound:
+    """One-sided upper bound of the drop at `level`; NaN where the drop is not estimable.
+
+    Proportions with one row a subject: exact below 250 rows, else the likelihood ratio. Everything else, and proportions whose
+    subjects repeat: empirical likelihood over subjects, or the empirical Bernstein bound below 250 of them.
+    """
+    if not paired.estimable:
+        return Bound(math.nan, "not estimable")
+    if paired.worse is not None and paired.better is not None and not paired.repeats:
+        return Bound(*drop_upper(paired.worse, paired.better, paired.n, level))
+    value, method = mean_upper(paired.units, level, worst=paired.worst, span=paired.span)
+    return Bound(min(value, max(1.0, paired.worst)), f"{method} by subject" if paired.repeats else method)
+
+
+def lower(paired: Paired, level: float) -> Bound:
+    """One-sided lower bound of the drop: minus the upper bound with the roles exchanged."""
+    bound = upper(paired.reversed(), level)
+    return Bound(-bound.value, bound.method)
+
+
+def interval(paired: Paired, level: float = 0.95) -> tuple[float, float]:
+    """Two-sided interval of the drop at confidence `level`: both one-sided bounds at half of what is left."""
+    each = (1.0 - level) / 2.0
+    return lower(paired, each).value, upper(paired, each).value
+
+
+def needed(paired: Paired, limit: float, level: float, *, drop: float = 0.0, power: float = 0.8) -> float | None:
+    """Rows in the denominator from which a candidate with a true `drop` passes `limit` with this power.
+
+    Normal approximation: (z(level) + z(1−power))²·σ²/(limit − drop)². σ² is the variance of the units at the discordance
+    seen, when nothing is lost on average (half a discordant row is added, so that "no discordance yet" is not taken for
+    none). None where no number of rows would do.
+    """
+    room = limit - drop
+    if not paired.estimable or room <= 0.0 or not len(paired.units):
+        return None
+    per_row = len(paired.units) / paired.n  # subjects a row
+    if paired.worse is not None and paired.better is not None and not paired.repeats:
+        variance = (paired.worse + paired.better + UNSEEN_HARM) / paired.n
+    else:
+        variance = float(((paired.units - paired.drop) ** 2).mean()) / per_row if len(paired.units) > 1 else 1.0
+    rows = (z_of(level) + z_of(1.0 - power)) ** 2 * variance / room**2
+    return max(rows, float(EXACT_BELOW)) if paired.n < EXACT_BELOW else rows
