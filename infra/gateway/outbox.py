@@ -1,0 +1,307 @@
+"""Events that must not get lost: written to a local file before the answer goes out, published from there, kept for a while.
+
+The files are the truth and the publisher is a cursor over them: sending, resending after a restart and resending after a broker
+lost its tail are the same walk from a place in the files. The reader of the topic drops doubles by event id, so walking twice
+is harmless. A segment goes when all of it was acknowledged more than `keep_s` ago: an embedded broker that is killed forgets
+up to a second of what it had acknowledged, and gets it again from here.
+
+Frame of a record: length of the body (u32), its CRC-32 (u32), length of the key (u32), key, value. A torn frame at the end is
+a write whose answer never went out. Files survive a killed process, not a power cut (no fsync per answer).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from truing.infra.sender import Message
+from truing.tasks.errors import DataError, Unavailable
+from truing.tasks.events.schema import MAX_BYTES
+
+_FRAME = struct.Struct("<III")
+_CHUNK = 1000  # messages sent before their acknowledgements are awaited
+_ROTATE_S = 5.0
+_ROTATE_BYTES = 16 << 20
+
+
+class Publisher(Protocol):
+    """What sends. `publish` returns when the broker has acknowledged all of them, else raises Unavailable."""
+
+    def publish(self, messages: Sequence[Message]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Segment:
+    number: int
+    path: Path
+    size: int = 0  # bytes of whole frames
+    count: int = 0
+    opened: float = 0.0
+    acknowledged: float | None = None  # when its last frame was
+
+
+class Outbox:
+    """One folder, one process (a lock file says so), one publishing thread. `append` may be called from any thread."""
+
+    def __init__(
+        self,
+        folder: Path,
+        publisher: Publisher,
+        *,
+        keep_s: float,
+        sentinel: tuple[str, int] | None = None,
+        log: Callable[[str], None],
+    ) -> None:
+        """`sentinel` is the address of a broker whose death can lose acknowledged events: a silent connection to it is held,
+        and when it breaks, everything still kept is sent again. Raises Unavailable when another process holds the folder."""
+        self.folder = folder
+        self.keep_s = keep_s
+        self.last_publish: float | None = None
+        self.last_error: str | None = None
+        self.published = 0
+        self._publisher = publisher
+        self._sentinel = Sentinel(sentinel) if sentinel else None
+        self._log = log
+        self._guard = threading.Lock()
+        self._more = threading.Event()
+        self._stop = threading.Event()
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise Unavailable(
+                f"expected {folder} to be free, another gateway holds it; stop that one or name another data folder"
+            ) from None
+        except OSError as error:
+            raise Unavailable(f"expected a writable folder {folder}, got: {error.strerror}; check its permissions") from None
+        self._segments = [self._scan(path) for path in sorted(folder.glob("*.log"))]
+        self._cursor = (0, 0)  # index of the segment, byte in it
+        self._waiting = sum(segment.count for segment in self._segments)
+        self._handle = -1
+        self._open()
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """Messages not acknowledged yet (or to be sent again)."""
+        return self._waiting
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(segment.size for segment in list(self._segments))
+
+    def append(self, messages: Sequence[Message]) -> None:
+        """On the file when this returns. Raises Unavailable (disk full, folder gone), and then nothing of it was written.
+
+        Raises DataError for a message that no reader would take.
+        """
+        frames = bytearray()
+        for key, value in messages:
+            if len(value) > MAX_BYTES:
+                raise DataError(f"expected at most {MAX_BYTES} bytes in one row, got {len(value)}; shorten its texts")
+            body = key + value
+            frames += _FRAME.pack(len(body), zlib.crc32(body), len(key)) + body
+        with self._guard:
+            segment = self._segments[-1]
+            now = time.monotonic()
+            if segment.size > _ROTATE_BYTES or (segment.count and now - segment.opened > _ROTATE_S):
+                segment = self._open()
+            try:
+                done = os.write(self._handle, frames)
+                while done < len(frames):
+                    done += os.write(self._handle, memoryview(frames)[done:])
+            except OSError as error:
+                os.ftruncate(self._handle, segment.size)
+                raise Unavailable(f"the answer can't be recorded in {self.folder}: {error.strerror}; free some space") from None
+            segment.size += len(frames)
+            segment.count += len(messages)
+            self._waiting += len(messages)
+        self._more.set()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Publish what is left for at most `timeout_s`; the rest stays on disk for the next start."""
+        deadline = time.monotonic() + timeout_s
+        while self._thread.is_alive() and self._waiting and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self._stop.set()
+        self._more.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        self._publisher.close()
+        os.close(self._handle)
+        os.close(self._lock)
+
+    def _open(self) -> Segment:
+        number = self._segments[-1].number + 1 if self._segments else 1
+        path = self.folder / f"{number:012d}.log"
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
+        except OSError as error:
+            raise Unavailable(
+                f"expected a writable folder {self.folder}, got: {error.strerror}; check space and permissions"
+            ) from None
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = handle
+        segment = Segment(number=number, path=path, opened=time.monotonic())
+        self._segments.append(segment)
+        return segment
+
+    def _scan(self, path: Path) -> Segment:
+        """A segment left by an earlier process: only its whole frames count."""
+        data = path.read_bytes()
+        segment = Segment(number=int(path.stem), path=path)
+        for _, end in _frames(data, 0, len(data)):
+            segment.size = end
+            segment.count += 1
+        if segment.size < len(data):
+            self._log(f"{path}: {len(data) - segment.size} bytes at the end are no whole event: their answer never went out")
+        return segment
+
+    # --- the publishing thread
+    def _run(self) -> None:
+        pause = 0.1
+        while not self._stop.is_set():
+            if self._sentinel and self._sentinel.broken():
+                self._rewind()
+            messages, cursor = self._next()
+            if not messages:
+                self._trim()
+                self._more.wait(0.25)
+                self._more.clear()
+                continue
+            try:
+                self._publisher.publish(messages)
+            except Unavailable as error:
+                if self.last_error is None:
+                    self._log(f"publishing waits: {error}")
+                self.last_error = str(error)
+                self._stop.wait(pause)
+                pause = min(pause * 2, 2.0)
+                continue
+            pause, self.last_error = 0.1, None
+            self._acknowledge(len(messages), cursor)
+
+    def _next(self) -> tuple[list[Message], tuple[int, int]]:
+        """Up to a chunk of messages from the cursor on, and the cursor behind them."""
+        index, at = self._cursor
+        messages: list[Message] = []
+        while len(messages) < _CHUNK:
+            with self._guard:
+                segment, last = self._segments[index], index == len(self._segments) - 1
+                size = segment.size
+            if at < size:
+                with segment.path.open("rb") as file:
+                    file.seek(at)
+                    data = file.read(min(size - at, 4 << 20))
+                before = at
+                for message, end in _frames(data, 0, len(data)):
+                    messages.append(message)
+                    at = before + end
+                    if len(messages) == _CHUNK:
+                        break
+                if at == before:
+                    raise RuntimeError(f"{segment.path} has an unreadable frame at byte {at}")
+                continue
+            if last:
+                break
+            index, at = index + 1, 0
+        return messages, (index, at)
+
+    def _acknowledge(self, count: int, cursor: tuple[int, int]) -> None:
+        with self._guard:
+            now = time.monotonic()
+            for segment in self._segments[self._cursor[0] : cursor[0] + 1]:
+                segment.acknowledged = now
+            self._cursor = cursor
+            self._waiting -= count
+            self.published += count
+            self.last_publish = time.time()
+        self._trim()
+
+    def _trim(self) -> None:
+        """Drop closed segments whose last acknowledgement is older than the grace."""
+        with self._guard:
+            limit = time.monotonic() - self.keep_s
+            while len(self._segments) > 1 and self._cursor[0] > 0:
+                oldest = self._segments[0]
+                if oldest.count and (oldest.acknowledged is None or oldest.acknowledged > limit):
+                    return
+                oldest.path.unlink(missing_ok=True)
+                del self._segments[0]
+                self._cursor = (self._cursor[0] - 1, self._cursor[1])
+
+    def _rewind(self) -> None:
+        """The broker died: what it acknowledged lately may be gone with it. Send all that is kept again."""
+        with self._guard:
+            self._cursor = (0, 0)
+            self._waiting = sum(segment.count for segment in self._segments)
+        self._log(f"the broker's connection broke; sending {self._waiting} kept events again")
+
+
+def _frames(data: bytes, at: int, end: int) -> Iterator[tuple[Message, int]]:
+    """Whole, intact frames of `data[at:end]` with the byte behind each."""
+    while at + _FRAME.size <= end:
+        length, crc, key = _FRAME.unpack_from(data, at)
+        start = at + _FRAME.size
+        if start + length > end or key > length:
+            break
+        body = data[start : start + length]
+        if zlib.crc32(body) != crc:
+            break
+        at = start + length
+        yield (body[:key], body[key:]), at
+
+
+class Sentinel:
+    """A silent TCP connection that tells when the other end died. Costs one `recv` a call."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._address = address
+        self._socket: socket.socket | None = None
+        self._seen = False
+        self._next_try = 0.0
+
+    def broken(self) -> bool:
+        """True once after each loss, when the other end answers again."""
+        if self._socket is None:
+            if time.monotonic() < self._next_try:
+                return False
+            self._next_try = time.monotonic() + 0.5
+            try:
+                self._socket = socket.create_connection(self._address, timeout=1.0)
+            except OSError:
+                return False
+            self._socket.setblocking(False)
+            again, self._seen = self._seen, True
+            return again
+        try:
+            gone = self._socket.recv(1) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            gone = True
+        if gone:
+            self._socket.close()
+            self._socket = None
+        return False

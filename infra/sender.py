@@ -1,0 +1,82 @@
+"""Sends messages to Kafka and knows which of them arrived. Light: kafka-python is imported when the first message goes out.
+
+One call, one batch: `publish` returns when the brokers hold all of it (`acks=all`). After a failure the producer is thrown
+away, so the next call starts clean; whoever calls again sends the same messages, and the reader drops doubles by event id.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from truing.tasks.errors import Unavailable
+
+Message = tuple[bytes, bytes]  # key, value
+
+
+class Sender:
+    """A producer for one topic that may fail and be called again. Safe to call from several threads, one batch at a time."""
+
+    def __init__(self, topic: str, options: dict[str, Any], *, timeout_s: float = 10.0) -> None:
+        """`options` are kafka-python's (see `truing.infra.broker.connection`); `timeout_s` is how long one batch may take."""
+        self._topic = topic
+        self._options = options
+        self._timeout_s = timeout_s
+        self._producer: Any = None
+        self._guard = threading.Lock()
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        """Returns when all are acknowledged by all in-sync replicas; else raises Unavailable, and some may have arrived."""
+        with self._guard:
+            self._publish(messages)
+
+    def _publish(self, messages: Sequence[Message]) -> None:
+        from kafka.errors import KafkaError
+
+        try:
+            producer = self._connected()
+            futures = [producer.send(self._topic, key=key, value=value) for key, value in messages]
+            producer.flush(timeout=self._timeout_s)
+            failed = next((future.exception for future in futures if not future.succeeded()), None)
+            if failed is not None or not all(future.succeeded() for future in futures):
+                raise failed or TimeoutError("no acknowledgement")
+        except (KafkaError, OSError, ValueError, AssertionError) as error:
+            self._drop()
+            where = self._options["bootstrap_servers"]
+            raise Unavailable(
+                f"expected the broker at {where} to take {len(messages)} messages, got {type(error).__name__}: "
+                f"{' '.join(str(error).split()) or 'no word'}; check `truing status`"
+            ) from None
+
+    def _connected(self) -> Any:
+        if self._producer is None:
+            logging.getLogger("kafka").addHandler(logging.NullHandler())  # its warnings go to whoever set up logging, if anyone
+            from kafka import KafkaProducer
+
+            wait = int(self._timeout_s * 1000)
+            self._producer = KafkaProducer(
+                **{
+                    "acks": "all",
+                    "enable_idempotence": True,
+                    "linger_ms": 20,
+                    "batch_size": 256 * 1024,
+                    "max_block_ms": wait,
+                    "bootstrap_timeout_ms": wait,
+                    "request_timeout_ms": wait,
+                    "delivery_timeout_ms": wait + 1000,
+                    "metrics_enabled": False,
+                    **self._options,
+                }
+            )
+        return self._producer
+
+    def _drop(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.close(timeout=0)
+
+    def close(self) -> None:
+        with self._guard:
+            self._drop()
