@@ -1,0 +1,145 @@
+"""A model as it is served: encoder + heads + calibration + thresholds. numpy only; in and out as files of data, never code.
+
+    p = softmax(temperature · f(u) + bias),   f(u) = u·W + b [+ relu(u·A + a)·B]
+
+The linear part is what the fast learner solves for; the hidden part, where there is one, is what the slow learner added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from truing.tasks.errors import DataError
+from truing.tasks.kinds.encoders import TableEncoder, load_arrays
+from truing.tasks.kinds.protocol import Answers, Inputs
+from truing.tasks.kinds.tabular import decode
+from truing.tasks.seal import canonical, tree_digest
+
+FORMAT = 1
+CHUNK = 8192  # rows encoded at once: bounds memory at about 64 MB
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """Arrays of one head, float32: `weight` (d, k), `bias` (k,); with a hidden layer also `hidden` (d, h), `hidden_bias` (h,),
+    `out` (h, k)."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    hidden: NDArray[np.float32] | None = None
+    hidden_bias: NDArray[np.float32] | None = None
+    out: NDArray[np.float32] | None = None
+
+    def scores(self, units: NDArray[np.float32]) -> NDArray[np.float64]:
+        """f(u), shape (n, k), uncalibrated."""
+        linear = units @ self.weight + self.bias
+        if self.hidden is not None and self.hidden_bias is not None and self.out is not None:
+            linear = linear + np.maximum(units @ self.hidden + self.hidden_bias, 0) @ self.out
+        scores: NDArray[np.float64] = linear.astype(np.float64)
+        return scores
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        named = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: np.ascontiguousarray(value, np.float32) for name, value in sorted(named.items()) if value is not None}
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Temperature and one bias a label, in the order of the labels."""
+
+    temperature: float
+    bias: tuple[float, ...]
+
+    def probabilities(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        logits = self.temperature * scores + np.array(self.bias)
+        raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(raised / raised.sum(axis=1, keepdims=True), np.float64)
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """model.json: what the arrays mean."""
+
+    format: int
+    kind: str
+    problem: str
+    head: str
+    labels: tuple[str, ...]
+    positive: str
+    thresholds: tuple[float, ...]
+    calibration: Calibration
+    learned_until: float = 0.0  # newest label it learned from: what the next fine-tuning counts as new
+
+
+class Model:
+    """Predicts; immutable. Same model, same bytes: `seal.tree_digest(model.to_files())` is its payload digest."""
+
+    def __init__(self, card: Card, encoder: TableEncoder, head: Head) -> None:
+        """Raises DataError where the parts do not fit each other."""
+        k = len(card.labels)
+        shapes = {name: value.shape for name, value in head.arrays().items()}
+        width = shapes["hidden"][1] if "hidden" in shapes else 0
+        wanted: dict[str, tuple[int, ...]] = {"weight": (encoder.width, k), "bias": (k,)}
+        if width:
+            wanted |= {"hidden": (encoder.width, width), "hidden_bias": (width,), "out": (width, k)}
+        if shapes != wanted or len(card.thresholds) != k or len(card.calibration.bias) != k:
+            raise DataError(f"expected head arrays {wanted} for {k} labels, got {shapes}; the payload is damaged")
+        if not all(np.isfinite(value).all() for value in head.arrays().values()):
+            raise DataError("expected finite weights, got nan or infinity; the payload is damaged")
+        self.card = card
+        self.encoder = encoder
+        self.head = head
+
+    @property
+    def problem_labels(self) -> tuple[str, ...]:
+        return self.card.labels
+
+    @property
+    def positive(self) -> int:
+        """Column of the positive label."""
+        return self.card.labels.index(self.card.positive)
+
+    def predict(self, inputs: Inputs) -> Answers:
+        """Answers to n ≥ 0 rows. Raises DataError on unknown columns, missing required ones or wrong types."""
+        if not len(inputs):
+            return Answers([], np.zeros((0, len(self.card.labels))), np.zeros(0))
+        parts = [self.probabilities(self.encoder.encode(inputs[i : i + CHUNK])) for i in range(0, len(inputs), CHUNK)]
+        return decode(self.card.labels, np.concatenate(parts), np.array(self.card.thresholds))
+
+    def probabilities(self, units: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Calibrated probabilities (n, k) of rows that are already encoded."""
+        return self.card.calibration.probabilities(self.head.scores(units))
+
+    def to_files(self) -> dict[str, bytes]:
+        from safetensors.numpy import save
+
+        return {**self.encoder.to_files(), "head.safetensors": save(self.head.arrays()), "model.json": canonical(self.card)}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Model:
+        """The model in `files`; files that are not its own are ignored. Raises DataError where it is not one."""
+        try:
+            card = msgspec.json.decode(files["model.json"], type=Card)
+            arrays: dict[str, Any] = load_arrays(files, "head.safetensors")
+            encoder = TableEncoder.from_files(files)
+        except (KeyError, msgspec.DecodeError) as error:
+            raise DataError(f"expected the files of a model, got {error}; the payload is damaged") from None
+        if card.format != FORMAT or card.kind != "tabular":
+            raise DataError(
+                f"expected a tabular model of format {FORMAT}, got {card.kind} {card.format}; run matching versions"
+            )
+        if not {"weight", "bias"} <= arrays.keys() <= set(Head.__struct_fields__):
+            raise DataError(f"expected the arrays of a head, got {sorted(arrays)}; the payload is damaged")
+        return cls(card, encoder, Head(**arrays))
+
+    @cached_property
+    def payload(self) -> str:
+        """Digest over all files: the name under which verdict, approval and release speak of this model."""
+        return tree_digest(self.to_files())
+
+    @cached_property
+    def base(self) -> str:
+        """Digest of the frozen encoder."""
+        return self.encoder.digest
