@@ -1,0 +1,94 @@
+"""Improve: landed rows → a registered candidate, or "nothing new". Ends there: judging and releasing are the steward's."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from uuid import UUID
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+
+@flow(name="improve", flow_run_name="improve {problem}", persist_result=False, retries=1, retry_delay_seconds=10)
+def improve(problem: str) -> dict[str, Any]:
+    """One turn of learning. `learn` knows what was learned already, so a trigger with nothing new ends at once."""
+    from truing.flows.loop import Study, learn
+    from truing.infra.catalog import chosen
+    from truing.infra.keys import Keyring
+    from truing.infra.settings import current
+    from truing.tasks.events.lake import Lake
+    from truing.tasks.records import Trial
+    from truing.tasks.release.registry import Registry
+
+    settings, log = current(), get_run_logger()
+    spec, policy = chosen(settings.problems, problem)
+    lake = Lake(settings.lake)
+    registry = Registry(settings.registry_url, "trainer", Keyring(settings.keys).password("trainer"))
+    given = settings.learning
+    study = Study(trials=given.trials, threads=given.threads, seed=given.seed, storage=settings.data / "studies")
+    tried = len(lake.records("trials", Trial, problem=problem))
+
+    candidate = learn(lake, registry, spec, policy, study=study, now=time.time(), progress=Shown(problem, given.trials + 4, log))
+    if candidate is None:
+        log.info("nothing new")
+        return {"candidate": None}
+    trials = lake.records("trials", Trial, problem=problem)[tried:]
+    _show(problem, candidate, trials)
+    log.info("candidate %s: %d rows, %s learner", candidate.payload[:12], candidate.rows, candidate.origin)
+    return {"candidate": candidate.payload, "rows": candidate.rows, "origin": candidate.origin}
+
+
+class Shown:
+    """Progress of one turn as a Prefect artifact, at most one update a second (each costs 0.2 s)."""
+
+    def __init__(self, problem: str, steps: int, log: Any) -> None:
+        self.problem, self.steps, self.log = problem, steps, log
+        self.done = 0
+        self.last = 0.0
+        self.artifact: UUID | None = None
+
+    def __call__(self, done: int, of: int, what: str) -> None:
+        self.log.info("%s", what)
+        self.done += 1
+        share = 100.0 if what == "registered" else min(99.0, 100.0 * self.done / self.steps)
+        at = time.monotonic()
+        if self.artifact is None:
+            made = create_progress_artifact(share, key=f"improve-{self.problem}", description=f"Learning {self.problem}")
+            self.artifact = made if isinstance(made, UUID) else UUID(str(made))
+        elif share == 100.0 or at - self.last >= 1.0:
+            update_progress_artifact(self.artifact, share, description=what)
+        else:
+            return
+        self.last = at
+
+
+def _show(problem: str, candidate: Any, trials: list[Any]) -> None:
+    lines = [
+        {
+            "trial": trial.number,
+            "Brier (validation)": None if trial.score is None else round(trial.score, 5),
+            "state": trial.state,
+            "seconds": round(trial.seconds, 1),
+            **{name: round(value, 5) for name, value in trial.params.items()},
+        }
+        for trial in trials
+    ]
+    create_table_artifact(lines, key=f"trials-{problem}", description=f"The study of {problem}; lower is better")
+    text = f"""## Candidate of {problem}
+
+| | |
+|---|---|
+| payload | `{candidate.payload[:12]}` |
+| parent | `{(candidate.parent or "none")[:12]}` |
+| learner | {candidate.origin} |
+| samples | {candidate.rows} |
+| dataset | `{candidate.dataset[:12]}` |
+
+The steward judges it next; a person approves."""
+    create_markdown_artifact(text, key=f"candidate-{problem}", description="What asks to be released")
