@@ -6,7 +6,7 @@ The gateway looks first so that a person hears at once what is wrong; the reader
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from truing.tasks.errors import DataError
@@ -24,7 +24,7 @@ class Item(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     type: Literal["rating", "correction", "interaction"]
     prediction_id: str
     token: str
-    actor: str
+    actor: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
     value: float | None = None
     label: str | None = None
     kind: str | None = None

@@ -89,7 +89,7 @@ def read_question(body: bytes, problem: Problem, *, max_rows: int) -> Question:
         id=request.id,
         rows=rows,
         groups=groups,
-        subjects=_texts(columns["subject"]) if "subject" in columns else list(blank),
+        subjects=_subjects(columns["subject"]) if "subject" in columns else list(blank),
         ids=_ids(columns["prediction_id"]) if "prediction_id" in columns else list(blank),
     )
 
@@ -153,6 +153,14 @@ def _scalars(tensor: Tensor) -> list[Any]:
         if value is not None and type(value) not in (str, int, float):
             raise DataError(f"{tensor.name}[{at}]: expected a text or a number, got {_short(value)}; mend that value")
     return tensor.data
+
+
+def _subjects(tensor: Tensor) -> list[str | None]:
+    subjects = _texts(tensor)
+    for at, value in enumerate(subjects):
+        if value is not None and not 1 <= len(value) <= 512:
+            raise DataError(f"subject[{at}]: expected 1 to 512 characters, got {len(value)}; null where nobody is named")
+    return subjects
 
 
 def _ids(tensor: Tensor) -> list[str | None]:
