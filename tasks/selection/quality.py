@@ -1,0 +1,51 @@
+"""Tags: which labelled rows are high-confidence samples, and why the others are not.
+
+A row is *confident* when somebody said something definite about it (a rating of at least `min_rating`, a correction or an
+outcome) **and** the calibrated confidence of the answer that was served is at least `min_confidence`. People's words teach only
+then: near the decision boundary a hasty vote is most often wrong and does most damage. Outcomes and blind reviews are what became
+true, so they teach in any case; their tag still says "unsure answer". Leaving them out costs: rows are then missing exactly
+where probabilities are between (measured by `tests/benchmarks/loop_gain.py --selection`).
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import polars as pl
+from truing.tasks.policy import Policy
+from truing.tasks.records import Origin, Split
+
+TRUE = (str(Origin.OUTCOME), str(Origin.REVIEW))
+PEOPLE = (str(Origin.CORRECTION), str(Origin.RATING))
+UNSURE = ", unsure answer"  # suffix of the reason of a row that teaches although its answer was not confident
+
+
+def tag(rows: pl.DataFrame, policy: Policy) -> pl.DataFrame:
+    """`rows` (schema ROWS) with four more columns, order kept.
+
+    keep    bool: may teach
+    reason  what speaks for it ("outcome", "correction", "rating", "trusted", each perhaps with ", unsure answer") or against it
+    score   0..1: calibrated confidence of the served answer; 1 for trusted rows, 0 where none was served
+    weight  1.0 where kept, else 0.0
+    """
+    rules = policy.selection
+    trusted = pl.col("split") == str(Split.TRUSTED)
+    true = pl.col("origin").is_in(TRUE).fill_null(False)
+    rating = pl.col("feedback").str.json_path_match("$.rating").cast(pl.Float64, strict=False).fill_null(0.0)
+    sure = pl.col("answer_confidence").fill_null(0.0) >= rules.min_confidence
+    against: list[tuple[pl.Expr, str]] = [
+        (pl.col("target").is_null() | pl.col("origin").is_null(), "no label"),
+        (pl.col("split").is_in([str(Split.HOLDOUT), str(Split.VALIDATION)]), "judges, never teaches"),
+        (~trusted & ~pl.col("origin").is_in([*TRUE, *PEOPLE]).fill_null(False), "not a rating, correction or outcome"),
+        ((pl.col("origin") == str(Origin.RATING)) & (rating < rules.min_rating), f"rating below {rules.min_rating:g}"),
+        (~trusted & ~true & pl.col("answer_confidence").is_null(), "no answer served"),
+        (~trusted & ~true & ~sure, f"confidence below {rules.min_confidence:g}"),
+    ]
+    by_origin = pl.col("origin") + pl.when(sure).then(pl.lit("")).otherwise(pl.lit(UNSURE))
+    reason = pl.when(trusted).then(pl.lit("trusted")).otherwise(by_origin)
+    reason = reduce(lambda so_far, rule: pl.when(rule[0]).then(pl.lit(rule[1])).otherwise(so_far), reversed(against), reason)
+    keep = ~reduce(lambda one, other: one | other, (condition for condition, _ in against))
+    score = pl.when(trusted).then(1.0).otherwise(pl.col("answer_confidence").fill_null(0.0))
+    return rows.with_columns(
+        keep=keep.fill_null(False), reason=reason, score=score, weight=pl.when(keep.fill_null(False)).then(1.0).otherwise(0.0)
+    )
