@@ -119,11 +119,13 @@ def pair(
     worse = better = None
     if proportion and not allowance:
         worse, better = int((difference > 0).sum()), int((difference < 0).sum())
-    scale, units = 1.0, np.empty(len(members))
+    scale = 1.0
+    units: Floats = np.zeros(len(members))
     if repeats:
         weight = np.bincount(first, weights=den)
         scale = float(weight.max()) * len(members) / total
-        units = drop + np.bincount(first, weights=value - drop * den) * (len(members) / total)
+        lost = np.bincount(first, weights=value - drop * den)
+        units = np.asarray(drop + lost * (len(members) / total), dtype=np.float64)
     else:
         units[first] = value / den if not proportion else value
     return Paired(
