@@ -55,6 +55,8 @@ class Reason(StrEnum):
     LABEL = "label.unknown"
     GROUP = "group.unknown"
     INPUTS = "inputs"  # a row check of the suite failed
+    CORRUPT = "corrupt"  # its batch has a wrong checksum on the broker
+    LOST = "lost"  # deleted by the broker before it was read
 
 
 # --- what `data` may be -------------------------------------------------------------------------------------------------------
@@ -359,7 +361,7 @@ def judge(value: bytes | None, *, proofs: Proofs, now: float) -> Message:
     try:
         envelope = _ENVELOPE.decode(value)
     except msgspec.ValidationError as error:
-        return Message(data=value, reason=Reason.ENVELOPE, detail=_one_line(error))
+        return Message(event_id=claimed_id(value), data=value, reason=Reason.ENVELOPE, detail=_one_line(error))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Message(data=value, reason=Reason.JSON, detail=_one_line(error))
     try:
@@ -506,6 +508,23 @@ def _finite(body: Any) -> bool:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+class _Id(msgspec.Struct, frozen=True):
+    id: str = ""
+
+
+_ID: Final = msgspec.json.Decoder(_Id)
+
+
+def claimed_id(value: bytes | None) -> str:
+    """The id that a message claims, "" if it has none or does not read. Cheap, and no proof of anything."""
+    if not value or len(value) > MAX_BYTES:
+        return ""
+    try:
+        return _ID.decode(value).id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 def read_message(value: bytes | None, position: Position, *, proofs: Proofs, now: float) -> Event | DeadLetter:

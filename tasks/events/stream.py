@@ -1,0 +1,328 @@
+"""Kafka with the settings that keep its promises: a reader whose positions live in the lake, and producers.
+
+The reader `assign()`s (no group: a killed member would hold its partitions) and starts where the lake says. It watches three
+things that the client library does not: a log that became shorter or other than what was read (a broker that lost its tail) is
+read again from its start under the next *epoch*; records deleted before they were read become one dead letter that says so; a
+batch with a wrong checksum becomes dead letters, neither a hang nor a silent skip. kafka-python 3.0.12 spins for ever when
+`poll()` is called again after it raised, so a consumer that raised is never used again.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import socket
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from truing.tasks.errors import Unavailable
+from truing.tasks.events.schema import Reason, claimed_id
+from truing.tasks.records import Record
+
+CONSUMER: dict[str, Any] = {
+    "group_id": None,
+    "enable_auto_commit": False,
+    "auto_offset_reset": "none",
+    "isolation_level": "read_committed",
+    "max_poll_records": 10_000,
+    "max_partition_fetch_bytes": 8 << 20,
+    "fetch_max_bytes": 64 << 20,
+    "bootstrap_timeout_ms": 3000,
+}
+PRODUCER: dict[str, Any] = {
+    "acks": "all",
+    "enable_idempotence": True,
+    "linger_ms": 20,
+    "delivery_timeout_ms": 20_000,
+    "request_timeout_ms": 10_000,
+    "max_block_ms": 5000,
+    "bootstrap_timeout_ms": 3000,
+}
+_MALFORMED = (ValueError, IndexError, KeyError, TypeError, struct.error, OverflowError, EOFError, AttributeError)
+
+
+class Place(Record, frozen=True):
+    """Where to go on in one partition. The anchor is the last record read: if another stands there, the log is another one."""
+
+    epoch: int
+    offset: int
+    anchor_offset: int = -1
+    anchor_id: str = ""  # what that message claims as its id; "" = can't be compared
+
+
+class Chunk(NamedTuple):
+    """Records of one partition in order. With a `reason` they are dead letters already (corrupt, lost)."""
+
+    partition: int
+    epoch: int
+    records: list[tuple[int, bytes | None]]  # offset, value
+    reason: str = ""
+    detail: str = ""
+
+
+def producer(connection: Mapping[str, Any], **more: Any) -> Any:
+    """A KafkaProducer that acknowledges only what all replicas have. Raises Unavailable when no broker answers."""
+    from kafka import KafkaProducer
+    from kafka.errors import KafkaError
+
+    try:
+        return KafkaProducer(**{**PRODUCER, **connection, **more})
+    except (KafkaError, OSError) as error:
+        raise _unavailable(connection, error) from None
+
+
+class Reader:
+    """Reads one topic from given places on. One thread only; `places` always says what was handed out so far."""
+
+    def __init__(self, connection: Mapping[str, Any], topic: str, places: Mapping[int, Place] | None = None) -> None:
+        self.topic = topic
+        self.places: dict[int, Place] = dict(places or {})
+        self.notes: list[str] = []  # what a person should know; the caller takes them out
+        self._connection = dict(connection)
+        self._consumer: Any = None
+        self._sentinel: socket.socket | None = None
+        self._ready: list[Chunk] = []
+        self._idle = 0
+
+    def poll(self, timeout_ms: int, most: int = 10_000) -> list[Chunk]:
+        """At most `most` records that stand next, waiting `timeout_ms` for the first. Raises Unavailable: try again later."""
+        if self._ready:
+            ready, self._ready = self._ready, []
+            return ready
+        if self._consumer is None or self._broken():
+            self.close()
+            self._open()
+            return self.poll(timeout_ms, most) if self._ready else []
+        with self._guarded():
+            polled = self._consumer.poll(timeout_ms=timeout_ms, max_records=most)
+            chunks = [self._take(tp.partition, records) for tp, records in polled.items()]
+            self._idle = 0 if chunks else self._idle + 1
+            if self._idle >= 50:  # seconds without a record: is it really quiet?
+                self._idle = 0
+                self._check()
+            return chunks
+        return self.poll(timeout_ms, most) if self._ready else []
+
+    def lag(self) -> int:
+        """Records not handed out yet. Raises Unavailable."""
+        if self._consumer is None:
+            self._open()
+        with self._guarded():
+            ends = self._consumer.end_offsets(self._partitions(self.places))
+            return sum(max(0, end - self.places[tp.partition].offset) for tp, end in ends.items())
+        return 0
+
+    def trim(self, upto: Mapping[int, int]) -> None:
+        """Let the broker forget what lies below these offsets ({partition: offset}). Best effort."""
+        from kafka import KafkaAdminClient, TopicPartition
+        from kafka.errors import KafkaError
+
+        try:
+            admin = KafkaAdminClient(**self._connection, bootstrap_timeout_ms=3000, request_timeout_ms=5000)
+            try:
+                admin.delete_records({TopicPartition(self.topic, p): offset for p, offset in upto.items()}, timeout_ms=5000)
+            finally:
+                admin.close()
+        except (KafkaError, OSError) as error:
+            self.notes.append(f"could not trim {self.topic}: {_short(error)}")
+
+    def close(self) -> None:
+        if self._consumer is not None:
+            self._consumer.close(timeout_ms=1000)
+            self._consumer = None
+        if self._sentinel is not None:
+            self._sentinel.close()
+            self._sentinel = None
+
+    # --- handing out
+    def _take(self, partition: int, records: Sequence[Any]) -> Chunk:
+        place = self.places[partition]
+        last = records[-1]
+        self.places[partition] = Place(
+            epoch=place.epoch, offset=last.offset + 1, anchor_offset=last.offset, anchor_id=claimed_id(last.value)
+        )
+        return Chunk(partition, place.epoch, [(record.offset, record.value) for record in records])
+
+    def _dead(self, partition: int, records: list[tuple[int, bytes | None]], reason: Reason, detail: str) -> None:
+        place = self.places[partition]
+        self._ready.append(Chunk(partition, place.epoch, records, reason, detail))
+        self.places[partition] = Place(epoch=place.epoch, offset=records[-1][0] + 1)
+        self.notes.append(f"{self.topic}/{partition}: {detail}")
+
+    # --- connecting
+    def _open(self) -> None:
+        """Connect, find out whether the log is still the one that was read, and go to the places."""
+        try:
+            with self._guarded():
+                self._sentinel = self._connect()
+                self._consumer = self._new()
+                found = self._consumer.partitions_for_topic(self.topic)
+                if not found:
+                    raise Unavailable(
+                        f"expected the topic {self.topic} on the broker, found none; run `truing up` or create it"
+                    )
+                partitions = self._partitions(found)
+                begins = self._consumer.beginning_offsets(partitions)
+                ends = self._consumer.end_offsets(partitions)
+                for tp in partitions:
+                    self._settle(tp, begins[tp], ends[tp])
+                self._consumer.assign(partitions)
+                for tp in partitions:
+                    self._consumer.seek(tp, self.places[tp.partition].offset)
+        except Unavailable:
+            self.close()
+            raise
+
+    def _settle(self, tp: Any, begin: int, end: int) -> None:
+        """The place in one partition after a look at its ends and its anchor."""
+        place = self.places.setdefault(tp.partition, Place(epoch=0, offset=begin))
+        if place.offset > end:
+            why = f"it ends at {end}, read was up to {place.offset}"
+        elif place.anchor_id and begin <= place.anchor_offset < end and not self._same(tp, place):
+            why = f"another message stands at {place.anchor_offset} than the one read there"
+        else:
+            if place.offset < begin:
+                detail = f"offsets {place.offset} to {begin - 1} were deleted before they were read"
+                self._dead(tp.partition, [(begin - 1, None)], Reason.LOST, detail)
+            return
+        self.places[tp.partition] = Place(epoch=place.epoch + 1, offset=begin)
+        self.notes.append(f"{self.topic}/{tp.partition}: the broker lost its tail ({why}); reading epoch {place.epoch + 1}")
+
+    def _same(self, tp: Any, place: Place) -> bool:
+        self._consumer.assign([tp])
+        self._consumer.seek(tp, place.anchor_offset)
+        for records in self._consumer.poll(timeout_ms=2000, max_records=1).values():
+            record = records[0]
+            return bool(record.offset != place.anchor_offset or claimed_id(record.value) == place.anchor_id)
+        return True
+
+    def _check(self) -> None:
+        """Nothing came for a while: has the log become shorter, has it grown partitions, or do we stand before something?"""
+        found = self._consumer.partitions_for_topic(self.topic)
+        ends = self._consumer.end_offsets(self._partitions(self.places))
+        if set(found or ()) != set(self.places) or any(end != self._consumer.position(tp) for tp, end in ends.items()):
+            self.close()  # open again: everything is looked at there
+
+    def _broken(self) -> bool:
+        """True once the broker has closed a silent connection: it went away, or came back as another process."""
+        if self._sentinel is None:
+            return True
+        try:
+            return not self._sentinel.recv(1)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def _connect(self) -> socket.socket:
+        host, _, port = str(self._connection["bootstrap_servers"][0]).rpartition(":")
+        sentinel = socket.create_connection((host.strip("[]"), int(port)), timeout=3)
+        sentinel.setblocking(False)
+        return sentinel
+
+    def _new(self, **more: Any) -> Any:
+        from kafka import KafkaConsumer
+
+        return KafkaConsumer(**{**CONSUMER, **self._connection, **more})
+
+    def _partitions(self, numbers: Any) -> list[Any]:
+        from kafka import TopicPartition
+
+        return [TopicPartition(self.topic, number) for number in sorted(numbers)]
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Whatever the client raises: drop it. What is malformed is salvaged; a moved log is settled when opened again."""
+        from kafka.errors import KafkaError, OffsetOutOfRangeError
+
+        try:
+            yield
+        except OffsetOutOfRangeError:
+            self.close()
+        except (KafkaError, OSError, *_MALFORMED) as error:
+            self.close()
+            if _corrupt(error) and self._salvage():
+                return
+            raise _unavailable(self._connection, error) from None
+
+    # --- corrupt batches
+    def _salvage(self) -> bool:
+        """Find the partitions that stand before an unreadable batch and hand its records out as dead letters."""
+        done = False
+        for tp in self._partitions(self.places):
+            place = self.places[tp.partition]
+            fault = self._fault(tp, place.offset)
+            if fault:
+                following = self._after(tp, place.offset, fault)
+                values = self._unchecked(tp, place.offset, following)
+                records = [(offset, values.get(offset)) for offset in range(place.offset, following)]
+                detail = f"offsets {place.offset} to {following - 1} are in a batch that does not read: {fault}"
+                self._dead(tp.partition, records, Reason.CORRUPT, detail[:300])
+                done = True
+        return done
+
+    def _fault(self, tp: Any, offset: int) -> str:
+        """Why reading from this offset on fails, or "". A fresh consumer each time: one that raised would hang."""
+        from kafka.errors import KafkaError
+
+        consumer = self._new()
+        try:
+            consumer.assign([tp])
+            consumer.seek(tp, offset)
+            consumer.poll(timeout_ms=1000, max_records=1)
+            return ""
+        except (KafkaError, *_MALFORMED) as error:
+            if not _corrupt(error):
+                raise
+            return _short(error)
+        finally:
+            consumer.close(timeout_ms=1000)
+
+    def _after(self, tp: Any, offset: int, fault: str) -> int:
+        """The first offset behind the unreadable batch. A checksum's error names its batch, so bisection is exact."""
+        consumer = self._new()
+        try:
+            end = consumer.end_offsets([tp])[tp]
+        finally:
+            consumer.close(timeout_ms=1000)
+        rest = range(offset + 1, end)
+        if "crc" in fault:
+            return offset + 1 + bisect.bisect_left(rest, True, key=lambda at: self._fault(tp, at) != fault)
+        return next(itertools.filterfalse(lambda at: self._fault(tp, at), rest), end)
+
+    def _unchecked(self, tp: Any, start: int, stop: int) -> dict[int, bytes | None]:
+        """What can be read of a corrupt batch without its checksum, for the dead letters only."""
+        from kafka.errors import KafkaError
+
+        consumer = self._new(check_crcs=False)
+        values: dict[int, bytes | None] = {}
+        try:
+            consumer.assign([tp])
+            consumer.seek(tp, start)
+            for records in consumer.poll(timeout_ms=1000, max_records=stop - start).values():
+                values.update((record.offset, record.value) for record in records if record.offset < stop)
+        except (KafkaError, OSError, *_MALFORMED):
+            return values
+        finally:
+            consumer.close(timeout_ms=1000)
+        return values
+
+
+def _corrupt(error: BaseException) -> bool:
+    """Is it the data, not the broker or the way to it?"""
+    from kafka.errors import CorruptRecordError, KafkaError, RecordTooLargeError
+
+    return isinstance(error, (CorruptRecordError, RecordTooLargeError, *_MALFORMED)) or (
+        type(error) is KafkaError and "make progress" in str(error)
+    )
+
+
+def _unavailable(connection: Mapping[str, Any], error: Exception) -> Unavailable:
+    where = ",".join(connection["bootstrap_servers"])
+    return Unavailable(f"the Kafka broker at {where}: expected an answer, got {_short(error)}; it is tried again")
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
