@@ -1,4 +1,4 @@
-"""Kafka with the settings that keep its promises: a reader whose positions live in the lake, and producers.
+"""Kafka with the settings that keep its promises: a reader whose positions live in the lake, and a publisher.
 
 The reader `assign()`s (no group: a killed member would hold its partitions) and starts where the lake says. It watches three
 things that the client library does not: a log that became shorter or other than what was read (a broker that lost its tail) is
@@ -71,6 +71,39 @@ def producer(connection: Mapping[str, Any], **more: Any) -> Any:
         return KafkaProducer(**{**PRODUCER, **connection, **more})
     except (KafkaError, OSError) as error:
         raise _unavailable(connection, error) from None
+
+
+class Publisher:
+    """Sends and waits for the acknowledgements. A failed producer is thrown away: its sequence numbers are out of step."""
+
+    def __init__(self, connection: Mapping[str, Any], topic: str, **more: Any) -> None:
+        self.topic = topic
+        self._connection = dict(connection)
+        self._more = more
+        self._producer: Any = None
+
+    def publish(self, messages: Sequence[tuple[bytes, bytes]]) -> None:
+        """Return when all `(key, value)` are acknowledged; else raise Unavailable, and any part of them may have been written.
+
+        Send the same again then: an event that comes twice lands once.
+        """
+        from kafka.errors import KafkaError
+
+        if self._producer is None:
+            self._producer = producer(self._connection, **self._more)
+        try:
+            futures = [self._producer.send(self.topic, key=key, value=value) for key, value in messages]
+            self._producer.flush(timeout=30)
+            for future in futures:
+                future.get(timeout=30)
+        except (KafkaError, OSError, AssertionError) as error:
+            self.close()
+            raise _unavailable(self._connection, error) from None
+
+    def close(self) -> None:
+        if self._producer is not None:
+            self._producer.close(timeout=1)
+            self._producer = None
 
 
 class Reader:
