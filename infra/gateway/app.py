@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from truing.infra.gateway.loader import Shelf
 from truing.infra.gateway.service import Service
 from truing.infra.gateway.tensors import metadata
 from truing.infra.settings import Settings, current, quiet
@@ -120,8 +121,11 @@ def handlers(service: Service) -> dict[Any, Callable[[Request, Exception], Await
     return {DataError: answer(400), Unavailable: answer(503), TruingError: answer(500), HTTPException: http, Exception: broken}
 
 
-def create_app(settings: Settings | None = None) -> Starlette:
-    """The application of `settings`, or of this process's. Ends the process in one line where a key or folder is missing."""
+def create_app(settings: Settings | None = None, *, shelf: Shelf | None = None) -> Starlette:
+    """The application of `settings`, by default this process's. A missing key or folder ends the process in one line.
+
+    `shelf` is where releases are looked for; by default the registry of the settings.
+    """
     quiet()
     log = logging.getLogger("truing.gateway")
     if not log.handlers:
@@ -131,7 +135,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
         log.setLevel(logging.INFO)
         log.propagate = False
     try:
-        service = Service(settings or current(), clock=time.time, log=log.info)
+        service = Service(settings or current(), clock=time.time, log=log.info, shelf=shelf)
     except TruingError as error:
         raise SystemExit(f"gateway: {error}") from None
 

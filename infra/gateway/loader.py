@@ -136,6 +136,7 @@ class Loader:
             self._refuse(problem, f"the cached payload of release {state.floor} is gone; it comes back from the registry")
             return
         self._take(problem, Shown(version=state.version, release=state.envelope), lambda: files)
+        look.refused = None  # whatever the cache lacked, the registry is asked at once
 
     def look(self, problem: str) -> bool:
         """Ask the registry once; True if another release is served afterwards. Raises Unavailable when it does not answer."""
@@ -164,7 +165,8 @@ class Loader:
                 return self._refuse(problem, str(release), shown)
             statement = seal.digest(release)
             floor = 0 if before is None else before.floor + (statement != before.statement)
-            files = self._at_hand(look, release) or cache_hit(cache, release) or fetch()
+            known = self._at_hand(look, release) or cache_hit(cache, release)
+            files = known or fetch()
             facts = seal.Facts(problem=problem, version=shown.version, payload=seal.tree_digest(files), release=shown.release)
             refusal = seal.admit(facts, "serve", keys=self._keys, now=self._clock(), floor_sequence=floor)
             if refusal is not None:
@@ -190,7 +192,7 @@ class Loader:
                 payload=release.payload,
                 envelope=shown.release,
             )
-            if state != before:
+            if state != before or known is None:
                 try:
                     cache.keep(state, files)
                 except Unavailable as error:
