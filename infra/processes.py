@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -21,7 +23,7 @@ def marker(data: Path) -> str:
     return hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:16]
 
 
-def marked(data: Path) -> list[psutil.Process]:
+def living(data: Path) -> list[psutil.Process]:
     """Living processes of the stack on `data`, without this process and those that started it."""
     mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     wanted = marker(data)
@@ -39,7 +41,7 @@ def marked(data: Path) -> list[psutil.Process]:
 
 def reap(data: Path, *, patience_s: float = 5.0) -> int:
     """End every process of the stack on `data`: politely, then by force. Returns how many there were."""
-    processes = marked(data)
+    processes = living(data)
     for process in processes:
         _quietly(process.terminate)
     _, alive = psutil.wait_procs(processes, timeout=patience_s)
@@ -49,12 +51,9 @@ def reap(data: Path, *, patience_s: float = 5.0) -> int:
     return len(processes)
 
 
-def _quietly(act: object) -> None:
-    if callable(act):
-        try:
-            act()
-        except psutil.NoSuchProcess:
-            pass
+def _quietly(act: Callable[[], None]) -> None:
+    with suppress(psutil.NoSuchProcess):
+        act()
 
 
 def check_port(host: str, port: int, part: str, setting: str) -> None:
@@ -65,7 +64,8 @@ def check_port(host: str, port: int, part: str, setting: str) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise Unavailable(
-                f"port {port} ({part}): expected it free on {host}, got {owner(port) or error.strerror}; stop it or set {setting}"
+                f"port {port} ({part}): expected it free on {host}, got {owner(port) or error.strerror}; "
+                f"stop it or set {setting}"
             ) from None
 
 
@@ -81,7 +81,7 @@ def owner(port: int) -> str | None:
 
 
 def memory(pids: list[int]) -> dict[int, int]:
-    """Proportional set size in bytes by pid, children included, so shared pages are counted once over all; RSS where PSS is unknown."""
+    """Proportional set size in bytes by pid, children included: shared pages count once over all. RSS where that is unknown."""
     sizes: dict[int, int] = {}
     for pid in pids:
         total = 0

@@ -105,7 +105,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def socket_path(settings: Settings) -> Path:
-    """Where the supervisor listens. A unix socket's path has at most 107 bytes, so a deep data folder gets one in the temp folder."""
+    """Where the supervisor listens: in the temp folder if the data folder is too deep for a socket's 107 bytes."""
     path = settings.data / "run" / "supervisor.sock"
     if len(str(path).encode()) < 100:
         return path

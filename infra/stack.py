@@ -1,8 +1,8 @@
 """The whole system on one machine: `up`, `down` and what both need of the supervisor.
 
-`up` checks everything that can be wrong beforehand (problems, folder, ports, broker), then starts all parts at once: each waits by
-itself for what it needs. A second `up` repairs and reports; `up` after a killed supervisor first ends the orphans, which it
-knows by the marker in their environment. `down` leaves no process, port, socket or lock.
+`up` checks everything that can be wrong beforehand (problems, folder, ports, broker), then starts all parts at once: each waits
+by itself for what it needs. A second `up` repairs and reports; `up` after a killed supervisor first ends the orphans, which
+it knows by the marker in their environment. `down` leaves no process, port, socket or lock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import time
 import xmlrpc.client
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import psutil
@@ -25,7 +25,7 @@ from truing.infra.calls import call
 from truing.infra.catalog import catalog
 from truing.infra.heartbeat import last_beat
 from truing.infra.keys import Keyring
-from truing.infra.processes import check_port, marked, reap
+from truing.infra.processes import check_port, reap
 from truing.infra.programs import Program, configuration, environment, programs, socket_path
 from truing.infra.settings import Settings
 from truing.tasks.errors import TruingError, Unavailable
@@ -200,10 +200,8 @@ class Stack:
             for wave in ([n for n in states if n not in servers], [n for n in states if n in servers]):
                 self._stop_wave(rpc, [n for n in wave if states[n]["statename"] not in ("STOPPED", "EXITED", "FATAL")])
             pid = rpc.getPID()
-            try:
+            with suppress(OSError, http.client.HTTPException, xmlrpc.client.Error):
                 rpc.shutdown()
-            except (OSError, http.client.HTTPException, xmlrpc.client.Error):
-                pass
             _gone(pid, 10.0)
         orphans = reap(self.settings.data)
         for name in ("supervisor.pid", "supervisor.conf", "settings.digest", *(p.name for p in self.run.glob("*.json"))):
@@ -244,7 +242,7 @@ class Stack:
         free = shutil.disk_usage(self.settings.data).free
         if free < FREE_BYTES:
             raise Unavailable(
-                f"expected {FREE_BYTES >> 20} MB free at {self.settings.data}, got {free >> 20} MB; free some or set TRUING_DATA"
+                f"{self.settings.data}: expected {FREE_BYTES >> 20} MB free, got {free >> 20} MB; free some or set TRUING_DATA"
             )
 
     def _digest(self) -> str:
@@ -300,8 +298,3 @@ def _gone(pid: int, patience_s: float) -> None:
     end = time.monotonic() + patience_s
     while time.monotonic() < end and psutil.pid_exists(pid):
         time.sleep(0.02)
-
-
-def living(settings: Settings) -> int:
-    """How many processes of this stack live, by their marker."""
-    return len(marked(settings.data))

@@ -169,7 +169,7 @@ def _test(one: Mapping[str, Any], problem: Problem) -> Callable[[Any], str | Non
 
 
 def parse(data: bytes, problem: Problem, *, where: str) -> Suite:
-    """A suite's JSON, checked as far as is possible without Great Expectations. Raises ProblemError: file, key, expected, got."""
+    """A suite's JSON, checked as far as possible without Great Expectations. Raises ProblemError: file, key, expected, got."""
     try:
         suite = msgspec.json.decode(data, type=_Suite)
     except msgspec.DecodeError as error:
