@@ -39,9 +39,7 @@ def monitor(problem: str) -> dict[str, Any]:
     lake.record("traffic", [one for one in taken if one.rows])
     seen = sorted((known | {one.id: one for one in taken}).values(), key=lambda one: one.start)[-KEPT:]
 
-    alerts, new = fold(
-        lake.records("alerts", Alert, problem=problem), examine(seen, spec, policy), problem=problem, now=now
-    )
+    alerts, new = fold(lake.records("alerts", Alert, problem=problem), examine(seen, spec, policy), problem=problem, now=now)
     lake.record("alerts", alerts)
     _announce(problem, new, now)
     _show(problem, seen, alerts)
@@ -54,10 +52,10 @@ def monitor(problem: str) -> dict[str, Any]:
 
 def _announce(problem: str, alerts: list[Any], now: float) -> None:
     if alerts:
+        from truing.infra.control import announcer
         from truing.infra.settings import current
-        from truing.tasks.events.stream import announcer
 
-        say = announcer(current().kafka)
+        say = announcer(current())
         for alert in alerts:
             say({"type": "alert.raised", "problem": problem, "key": alert.key, "level": alert.level, "time": now})
 

@@ -1,8 +1,8 @@
 """The runner: one process that registers the deployments of every problem and runs what is due or asked for.
 
-No deployment of the gate, of a release or of a rollback exists here or anywhere: those are the steward's acts. Flows are found by
-module path, so a run imports the installed package and never a file that happens to lie in the working folder; results are
-JSON, never pickle.
+No deployment of the gate, of a release or of a rollback exists here or anywhere: those are the steward's acts. Flows are found
+by module path, so a run imports the installed package and never a file that happens to lie in the working folder; results
+are JSON, never pickle.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ PREFECT_PATIENCE_S = 180.0
 def deployments(problems: dict[str, Problem]) -> list[RunnerDeployment]:
     """`curate/<problem>`, `improve/<problem>` and `monitor/<problem>` with their schedules, and `ingest/all` without one.
 
-    Schedules that fall due while a run is on are dropped for curate and monitor (the next one sees the same), and wait for improve,
-    which ends at once when there is nothing new. The keeper creates its own runs of ingest.
+    Schedules that fall due while a run is on are dropped for curate and monitor (the next one sees the same), and wait for
+    improve, which ends at once when there is nothing new. The keeper creates its own runs of ingest.
     """
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.deployments.runner import EntrypointType
@@ -66,7 +66,7 @@ def deployments(problems: dict[str, Problem]) -> list[RunnerDeployment]:
 
 
 async def serve(settings: Settings) -> None:
-    """Register and run until SIGTERM. Waits for Prefect first; a Prefect that goes away later is waited for by the runner itself."""
+    """Register and run until SIGTERM. Waits for Prefect first; one that goes away later is waited for by the runner itself."""
     from prefect.runner import Runner
 
     problems = {name: problem for name, (problem, _) in catalog(settings.problems).items()}

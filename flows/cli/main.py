@@ -1,2 +1,70 @@
-def main() -> int:
-    return 0
+"""`truing VERB …`: one verb per flow or human act. Exit 0 done, 1 broken, 2 usage, 3 refused, 130 interrupted.
+
+Nothing heavy is imported here: `truing --help` answers in a tenth of a second, and a verb imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version as installed
+from pathlib import Path
+
+from truing.flows.cli import acts, events, history, running, runs, starting
+from truing.flows.cli.output import note
+from truing.tasks.errors import TruingError
+
+EPILOG = """Settings come from the command line, TRUING_* variables, truing.toml, then defaults.
+Every verb takes --json and --data. Exit: 0 done, 1 broken, 2 usage, 3 refused."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line. Each module below adds its verbs with the function that runs them."""
+    top = argparse.ArgumentParser(
+        prog="truing",
+        description="Keep a deployed model true while it spins.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"truing {installed('truing')}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print the result as JSON")
+    common.add_argument("--data", type=Path, metavar="FOLDER", help="data folder (default: .truing, or TRUING_DATA)")
+    common.add_argument("--problems", type=Path, metavar="FOLDER", help="folder of problems (default: problems)")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    for group in (starting, running, events, runs, acts, history):
+        group.add(verbs, common)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    given = parser()
+    args, rest = given.parse_known_args(argv)
+    if args.verb == "demo":
+        args.rest = rest  # the demo reads its own options
+    elif rest:
+        given.error(f"unrecognized arguments: {' '.join(rest)}")
+    if args.verb is None:
+        given.print_help()
+        return 2
+    try:
+        from truing.infra import settings as face
+
+        face.quiet()
+        chosen = {name: getattr(args, name) for name in ("data", "problems") if getattr(args, name) is not None}
+        return int(args.do(args, face.load(**chosen)) or 0)
+    except TruingError as error:
+        note(f"truing {args.verb}: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        note(f"truing {args.verb}: interrupted")
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `truing status | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

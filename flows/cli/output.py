@@ -1,0 +1,41 @@
+"""How verbs speak: the result on stdout (text or JSON), progress and warnings on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def result(data: Any, text: str, *, as_json: bool) -> None:
+    """The one result of a verb."""
+    print(json.dumps(data, indent=2, default=str) if as_json else text)
+
+
+def note(text: str) -> None:
+    """A line for the person at the terminal; never part of the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """Columns padded to their widest cell; None is a dash."""
+    rows = [[str(cell) for cell in head], *([("-" if cell is None else str(cell)) for cell in line] for line in lines)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+class Bar:
+    """A progress bar on a terminal's stderr; silent elsewhere."""
+
+    def __init__(self, of: int, what: str) -> None:
+        self.of, self.what, self.shown = max(of, 1), what, -1
+        self.live = sys.stderr.isatty()
+
+    def __call__(self, done: int) -> None:
+        share = min(100, 100 * done // self.of)
+        if self.live and share != self.shown:
+            self.shown = share
+            sys.stderr.write(f"\r{self.what} {'█' * (share // 4):<25} {share:3d} %")
+            sys.stderr.write("\n" if share == 100 else "")
+            sys.stderr.flush()

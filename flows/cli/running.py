@@ -1,0 +1,135 @@
+"""`truing up`, `down`, `status`: the whole system on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING, Any
+
+from truing.flows.cli.output import note, result, table
+
+if TYPE_CHECKING:
+    from truing.infra.settings import Settings
+
+Verbs = Any  # argparse's sub-parsers have no public type
+
+
+def add(verbs: Verbs, common: argparse.ArgumentParser) -> None:
+    up = verbs.add_parser("up", parents=[common], help="start everything and wait until it is healthy")
+    up.add_argument("--only", metavar="PARTS", help="only these parts, separated by commas (a machine of several)")
+    up.set_defaults(do=do_up)
+    down = verbs.add_parser("down", parents=[common], help="stop everything; nothing stays behind but the data")
+    down.set_defaults(do=do_down)
+    status = verbs.add_parser("status", parents=[common], help="health, served release, what waits for a person, lag, runs")
+    status.set_defaults(do=do_status)
+
+
+def do_up(args: argparse.Namespace, settings: Settings) -> int:
+    from truing.infra.stack import Stack
+    from truing.infra.status import LOCKS, status
+
+    begun = time.monotonic()
+    parts = tuple(name.strip() for name in args.only.split(",")) if args.only else None
+    started = Stack(settings, parts=parts).up(lambda part, text: note(f"  {part:<9} {text}"))
+    found = status(settings, light=True)
+    seconds = time.monotonic() - begun
+    said = f"up in {seconds:.0f} s" if started else "up already"
+    where = [
+        f"  models, approvals  {settings.registry_url}  login approver, password in {settings.keys / 'password-approver'}",
+        f"  runs               {settings.prefect_url.removesuffix('/api')}  login in {settings.keys / 'prefect-auth'}",
+        f"  answers            {settings.gateway_url}",
+        f"  events             Kafka at {settings.kafka.bootstrap}",
+    ]
+    note(LOCKS.format(keys=settings.keys))
+    text = "\n".join([said, *where] if started else [said, told(found)])
+    result(found | {"started": started, "seconds": round(seconds, 1)}, text, as_json=args.json)
+    return 0
+
+
+def do_down(args: argparse.Namespace, settings: Settings) -> int:
+    from truing.infra.stack import Stack
+
+    begun = time.monotonic()
+    stopped = Stack(settings).down()
+    seconds = time.monotonic() - begun
+    text = f"down in {seconds:.0f} s" if stopped else f"nothing runs on {settings.data}"
+    result({"stopped": stopped, "seconds": round(seconds, 1)}, text, as_json=args.json)
+    return 0
+
+
+def do_status(args: argparse.Namespace, settings: Settings) -> int:
+    """Exit 0 if all is healthy, 1 if not."""
+    from truing.infra.status import status
+
+    found = status(settings)
+    result(found, told(found), as_json=args.json)
+    return 0 if found["healthy"] else 1
+
+
+def told(found: dict[str, Any]) -> str:
+    """The status for people."""
+    lines = [
+        table(
+            ("part", "state", "pid", "up", "MB", ""),
+            [
+                (
+                    part["part"],
+                    part["state"] if part["healthy"] or not part["pid"] else f"{part['state']}, no answer",
+                    part["pid"],
+                    _span(part["up_s"]),
+                    part["memory_mb"],
+                    part["where"],
+                )
+                for part in found["parts"]
+            ],
+        )
+    ]
+    if not found["up"]:
+        more = f"; {found['orphans']} orphans live on (`truing up` or `truing down` ends them)" if found["orphans"] else ""
+        return "\n".join([f"down: nothing runs on {found['data']}{more}", *lines])
+    lines += ["", *(line for one in found["problems"] for line in _problem(one))]
+    if found["lag"]:
+        lag = found["lag"]
+        lines.append(f"{lag['topic']}: {lag['landed']:,} landed, {lag['behind']:,} behind")
+    if found["runs"]:
+        shown = [(one["run"], one["last"], _ago(one["at"]), _in(one["next"])) for one in found["runs"]]
+        lines += ["", table(("run", "last", "", "next"), shown)]
+    disk = found["disk"]
+    lines += ["", f"{found['memory_mb']} MB memory, {disk['used_mb']} MB on disk, {disk['free_mb']} MB free, {found['data']}"]
+    lines += [f"note: {one}" for one in found["notes"]]
+    lines.append(found["locks"])
+    return "\n".join(lines)
+
+
+def _problem(one: dict[str, Any]) -> list[str]:
+    served = one["served"] or {}
+    if served.get("release"):
+        head = f"{one['problem']}: serves version {served['version']}, release {served['sequence']} ({served['cause']})"
+    else:
+        head = f"{one['problem']}: serves nothing yet"
+    head += f"; champion {one['champion'] or '-'}, anchor {one['anchor'] or '-'}"
+    if one["frozen"]:
+        head += "; frozen"
+    lines = [head]
+    if served.get("refusal"):
+        lines.append(f"  refused: {served['refusal']}")
+    if (one.get("policy") or {}).get("pending"):
+        lines.append("  its policy waits for an approver: `truing policy accept`")
+    lines += [f"  version {w['version']} waits: {w['outcome']} {w['reason']}".rstrip() for w in one["waiting"]]
+    return lines
+
+
+def _span(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def _ago(at: float | None) -> str | None:
+    return None if at is None else f"{_span(max(0.0, time.time() - at))} ago"
+
+
+def _in(at: float | None) -> str | None:
+    return None if at is None else f"in {_span(max(0.0, at - time.time()))}"
