@@ -42,7 +42,13 @@ class Act:
     def target(self) -> str:
         """What it is about, for the audit: `adult/4 approval=approved`."""
         body = self.body
-        name = _text(body, "name") or _text(body, "run_id") or _text(body, "model_id") or "/".join(self.path.values())
+        name = (
+            _text(body, "name")
+            or _text(body, "run_id")
+            or _text(body, "model_id")
+            or _text(body, "username")
+            or "/".join(self.path.values())
+        )
         version = _text(body, "version")
         detail = _text(body, "alias") or _text(body, "key")
         value = _text(body, "value")

@@ -25,7 +25,7 @@ START = "0" * 64
 
 
 class Entry(Record, frozen=True):
-    """One line. `outcome`: allowed (the guard let it pass), done (stamped by the guard), refused, failed (passed, then an error)."""
+    """One line. `outcome`: allowed (it may pass), done (stamped), refused, failed (it passed, then MLflow said no)."""
 
     n: int
     at: float

@@ -119,10 +119,12 @@ class Books:
 
     # --- runs and logged models
     def run_owner(self, run: str) -> str | None:
-        return self.tracking.get_run(run).data.tags.get(OWNER)
+        owner: str | None = self.tracking.get_run(run).data.tags.get(OWNER)
+        return owner
 
     def logged_model_owner(self, model: str) -> str | None:
-        return self.tracking.get_logged_model(model).tags.get(OWNER)
+        owner: str | None = self.tracking.get_logged_model(model).tags.get(OWNER)
+        return owner
 
     def logged_model_root(self, model: str) -> str | None:
         return below_root(self.tracking.get_logged_model(model).artifact_location)

@@ -69,19 +69,77 @@ RULED: dict[str, str] = {
 
 # reads, also those that MLflow sends as POST; `serve_post_ui_telemetry` answers "disabled" and keeps nothing
 READS = frozenset(
-    ["_batch_get_traces", "_deprecated_get_trace_info_v2", "_deprecated_search_traces_v2", "_download_artifact", "_get_assessment", "_get_budget_policy", "_get_dataset_experiment_ids_handler", "_get_dataset_handler", "_get_dataset_records_handler", "_get_experiment", "_get_experiment_by_name", "_get_gateway_endpoint", "_get_gateway_guardrail", "_get_gateway_model_definition", "_get_gateway_secret_info", "_get_issue", "_get_job", "_get_label_schema", "_get_label_schema_by_name", "_get_logged_model", "_get_metric_history", "_get_model_version", "_get_model_version_by_alias", "_get_model_version_download_uri", "_get_online_scoring_configs", "_get_presigned_download_url", "_get_prompt_optimization_job", "_get_provider_config", "_get_registered_model", "_get_review_queue", "_get_review_queue_by_name", "_get_run", "_get_scorer", "_get_secrets_config", "_get_server_info", "_get_trace", "_get_trace_info_v3", "_get_webhook", "_get_workspace_handler", "_list_artifacts", "_list_artifacts_mlflow_artifacts", "_list_budget_policies", "_list_budget_windows", "_list_endpoint_guardrail_configs", "_list_gateway_endpoint_bindings", "_list_gateway_endpoints", "_list_gateway_guardrails", "_list_gateway_model_definitions", "_list_gateway_secrets", "_list_label_schemas", "_list_logged_model_artifacts", "_list_review_queue_items", "_list_review_queues", "_list_scorer_versions", "_list_scorers", "_list_supported_models", "_list_supported_providers", "_list_webhooks", "_list_workspaces_handler", "_search_model_versions", "_search_registered_models", "get_current_user", "get_metric_history_bulk_interval_handler", "get_role", "get_user", "get_user_permission", "health", "list_current_user_permissions", "list_role_permissions", "list_role_users", "list_roles", "list_user_permissions", "list_user_roles", "list_users", "serve", "serve_artifacts", "serve_get_logged_model_artifact", "serve_get_metric_history_bulk", "serve_get_metric_history_bulk_interval", "serve_get_trace_artifact", "serve_get_ui_telemetry", "serve_model_version_artifact", "serve_static_file", "static", "version", "_batch_get_trace_infos", "_calculate_trace_filter_correlation", "_get_latest_versions", "_query_trace_metrics", "_search_evaluation_datasets_handler", "_search_experiments", "_search_issues", "_search_logged_models", "_search_prompt_optimization_jobs", "_search_runs", "_search_traces_v3", "serve_search_datasets", "serve_post_ui_telemetry"]
+    """
+    _batch_get_trace_infos _batch_get_traces _calculate_trace_filter_correlation _deprecated_get_trace_info_v2
+    _deprecated_search_traces_v2 _download_artifact _get_assessment _get_budget_policy
+    _get_dataset_experiment_ids_handler _get_dataset_handler _get_dataset_records_handler _get_experiment
+    _get_experiment_by_name _get_gateway_endpoint _get_gateway_guardrail _get_gateway_model_definition
+    _get_gateway_secret_info _get_issue _get_job _get_label_schema _get_label_schema_by_name _get_latest_versions
+    _get_logged_model _get_metric_history _get_model_version _get_model_version_by_alias
+    _get_model_version_download_uri _get_online_scoring_configs _get_presigned_download_url
+    _get_prompt_optimization_job _get_provider_config _get_registered_model _get_review_queue
+    _get_review_queue_by_name _get_run _get_scorer _get_secrets_config _get_server_info _get_trace _get_trace_info_v3
+    _get_webhook _get_workspace_handler _list_artifacts _list_artifacts_mlflow_artifacts _list_budget_policies
+    _list_budget_windows _list_endpoint_guardrail_configs _list_gateway_endpoint_bindings _list_gateway_endpoints
+    _list_gateway_guardrails _list_gateway_model_definitions _list_gateway_secrets _list_label_schemas
+    _list_logged_model_artifacts _list_review_queue_items _list_review_queues _list_scorer_versions _list_scorers
+    _list_supported_models _list_supported_providers _list_webhooks _list_workspaces_handler _query_trace_metrics
+    _search_evaluation_datasets_handler _search_experiments _search_issues _search_logged_models
+    _search_model_versions _search_prompt_optimization_jobs _search_registered_models _search_runs _search_traces_v3
+    get_current_user get_metric_history_bulk_interval_handler get_role get_user get_user_permission health
+    list_current_user_permissions list_role_permissions list_role_users list_roles list_user_permissions
+    list_user_roles list_users serve serve_artifacts serve_get_logged_model_artifact serve_get_metric_history_bulk
+    serve_get_metric_history_bulk_interval serve_get_trace_artifact serve_get_ui_telemetry
+    serve_model_version_artifact serve_post_ui_telemetry serve_search_datasets serve_static_file static version
+    """.split()  # noqa: SIM905 - one name a line would be pages
 )
 
 # known, and of no use here: refused to everybody
 CLOSED = frozenset(
-    ["<lambda>", "signup", "_not_implemented", "_abort_multipart_upload_artifact", "_complete_multipart_upload_artifact", "_create_multipart_upload_artifact", "_create_presigned_download_url", "_create_presigned_upload_url", "serve_upload_artifact", "_delete_experiment", "_restore_experiment", "_update_experiment", "_delete_experiment_tag", "_delete_run", "_restore_run", "serve_create_promptlab_run", "serve_gateway_proxy", "_create_assessment", "_update_assessment", "_delete_assessment", "_deprecated_start_trace_v2", "_deprecated_end_trace_v2", "_start_trace_v3", "_set_trace_tag", "_set_trace_tag_v3", "_delete_trace_tag", "_delete_trace_tag_v3", "_delete_traces", "_link_prompts_to_trace", "_link_traces_to_run", "_create_dataset_handler", "_delete_dataset_handler", "_set_dataset_tags_handler", "_delete_dataset_tag_handler", "_upsert_dataset_records_handler", "_delete_dataset_records_handler", "_add_dataset_to_experiments_handler", "_remove_dataset_from_experiments_handler", "_create_issue", "_update_issue", "_invoke_issue_detection_handler", "_create_label_schema", "_update_label_schema", "_delete_label_schema", "_create_review_queue", "_update_review_queue", "_delete_review_queue", "_get_or_create_user_queue", "_add_items_to_review_queue", "_remove_items_from_review_queue", "_set_review_queue_item_status", "_register_scorer", "_delete_scorer", "_invoke_scorer_handler", "_upsert_online_scoring_config", "_invoke_genai_evaluate_handler", "_create_prompt_optimization_job", "_cancel_prompt_optimization_job", "_delete_prompt_optimization_job", "_cancel_job", "_create_gateway_secret", "_update_gateway_secret", "_delete_gateway_secret", "_create_gateway_endpoint", "_update_gateway_endpoint", "_delete_gateway_endpoint", "_create_gateway_model_definition", "_update_gateway_model_definition", "_delete_gateway_model_definition", "_attach_model_to_gateway_endpoint", "_detach_model_from_gateway_endpoint", "_create_gateway_endpoint_binding", "_delete_gateway_endpoint_binding", "_set_gateway_endpoint_tag", "_delete_gateway_endpoint_tag", "_create_gateway_guardrail", "_delete_gateway_guardrail", "_add_guardrail_to_endpoint", "_remove_guardrail_from_endpoint", "_update_endpoint_guardrail_config", "_create_budget_policy", "_update_budget_policy", "_delete_budget_policy", "_create_workspace_handler", "_update_workspace_handler", "_delete_workspace_handler", "_generate_demo", "_delete_demo"]
+    """
+    <lambda> _abort_multipart_upload_artifact _add_dataset_to_experiments_handler _add_guardrail_to_endpoint
+    _add_items_to_review_queue _attach_model_to_gateway_endpoint _cancel_job _cancel_prompt_optimization_job
+    _complete_multipart_upload_artifact _create_assessment _create_budget_policy _create_dataset_handler
+    _create_gateway_endpoint _create_gateway_endpoint_binding _create_gateway_guardrail
+    _create_gateway_model_definition _create_gateway_secret _create_issue _create_label_schema
+    _create_multipart_upload_artifact _create_presigned_download_url _create_presigned_upload_url
+    _create_prompt_optimization_job _create_review_queue _create_workspace_handler _delete_assessment
+    _delete_budget_policy _delete_dataset_handler _delete_dataset_records_handler _delete_dataset_tag_handler
+    _delete_demo _delete_experiment _delete_experiment_tag _delete_gateway_endpoint _delete_gateway_endpoint_binding
+    _delete_gateway_endpoint_tag _delete_gateway_guardrail _delete_gateway_model_definition _delete_gateway_secret
+    _delete_label_schema _delete_prompt_optimization_job _delete_review_queue _delete_run _delete_scorer
+    _delete_trace_tag _delete_trace_tag_v3 _delete_traces _delete_workspace_handler _deprecated_end_trace_v2
+    _deprecated_start_trace_v2 _detach_model_from_gateway_endpoint _generate_demo _get_or_create_user_queue
+    _invoke_genai_evaluate_handler _invoke_issue_detection_handler _invoke_scorer_handler _link_prompts_to_trace
+    _link_traces_to_run _not_implemented _register_scorer _remove_dataset_from_experiments_handler
+    _remove_guardrail_from_endpoint _remove_items_from_review_queue _restore_experiment _restore_run
+    _set_dataset_tags_handler _set_gateway_endpoint_tag _set_review_queue_item_status _set_trace_tag _set_trace_tag_v3
+    _start_trace_v3 _update_assessment _update_budget_policy _update_endpoint_guardrail_config _update_experiment
+    _update_gateway_endpoint _update_gateway_model_definition _update_gateway_secret _update_issue
+    _update_label_schema _update_review_queue _update_workspace_handler _upsert_dataset_records_handler
+    _upsert_online_scoring_config serve_create_promptlab_run serve_gateway_proxy serve_upload_artifact signup
+    """.split()  # noqa: SIM905 - one name a line would be pages
 )
 
 # the same for routes that FastAPI serves itself, past Flask's hooks
 NATIVE_RULED = frozenset({"upload_artifact"})
 NATIVE_READS = frozenset(
-    ["download_artifact", "health", "get_server_info", "get_job", "search_jobs", "list_models", "get_providers", "get_config", "search_mcp_servers", "search_all_access_endpoints", "get_mcp_server_version", "search_mcp_server_versions", "get_mcp_access_endpoint", "search_server_access_endpoints", "get_version_by_alias", "get_mcp_server"]
+    """
+    download_artifact get_config get_job get_mcp_access_endpoint get_mcp_server get_mcp_server_version get_providers
+    get_server_info get_version_by_alias health list_models search_all_access_endpoints search_jobs
+    search_mcp_server_versions search_mcp_servers search_server_access_endpoints
+    """.split()  # noqa: SIM905 - one name a line would be pages
 )
 NATIVE_CLOSED = frozenset(
-    ["export_traces", "submit_job", "cancel_job", "invocations", "chat_completions", "openai_passthrough_chat", "openai_passthrough_embeddings", "typesafe_passthrough_system_one", "openai_passthrough_responses", "openai_passthrough_responses_compact", "anthropic_passthrough_messages", "gemini_passthrough_generate_content", "gemini_passthrough_stream_generate_content", "raw_proxy", "send_message", "stream_response", "patch_session", "resolve_permission", "resolve_client_tool_result", "provider_health_check", "update_config", "install_skills_endpoint", "list_provider_models", "create_mcp_server", "set_mcp_server_version_tag", "delete_mcp_server_version_tag", "update_mcp_server_version", "delete_mcp_server_version", "create_mcp_server_version", "create_mcp_access_endpoint", "update_mcp_access_endpoint", "delete_mcp_access_endpoint", "set_mcp_server_tag", "delete_mcp_server_tag", "set_mcp_server_alias", "delete_mcp_server_alias", "update_mcp_server", "delete_mcp_server"]
+    """
+    anthropic_passthrough_messages cancel_job chat_completions create_mcp_access_endpoint create_mcp_server
+    create_mcp_server_version delete_mcp_access_endpoint delete_mcp_server delete_mcp_server_alias
+    delete_mcp_server_tag delete_mcp_server_version delete_mcp_server_version_tag export_traces
+    gemini_passthrough_generate_content gemini_passthrough_stream_generate_content install_skills_endpoint invocations
+    list_provider_models openai_passthrough_chat openai_passthrough_embeddings openai_passthrough_responses
+    openai_passthrough_responses_compact patch_session provider_health_check raw_proxy resolve_client_tool_result
+    resolve_permission send_message set_mcp_server_alias set_mcp_server_tag set_mcp_server_version_tag stream_response
+    submit_job typesafe_passthrough_system_one update_config update_mcp_access_endpoint update_mcp_server
+    update_mcp_server_version
+    """.split()  # noqa: SIM905 - one name a line would be pages
 )

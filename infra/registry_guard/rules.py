@@ -1,6 +1,6 @@
 """Who may write what. Each rule takes an act and returns the Refusal against it, or None.
 
-The offices: the trainer registers, the steward judges and promotes, the approver decides, the admin keeps users. Nobody holds two.
+The trainer registers, the steward judges and promotes, the approver decides, the admin keeps users. Nobody holds two offices.
 """
 
 from __future__ import annotations

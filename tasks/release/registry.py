@@ -1,7 +1,7 @@
 """The registry as the loop sees it: versions of data-only models, their tags, and the acts of each office.
 
-A registered model is a problem. Its versions carry files (safetensors and JSON) that come back byte-identical, and tags that say
-everything else; the guard decides who may write which. Facts collected here are believed only after `seal.admit`.
+A registered model is a problem. Its versions carry files (safetensors and JSON) that come back byte-identical, and tags that
+say everything else; the guard decides who may write which. Facts collected here are believed only after `seal.admit`.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class Registry:
     ) -> str:
         """The signed verdict and all that explains it; returns the run that holds report and evaluation as files.
 
-        The envelope goes last: whoever sees it finds the rest already there. `tags` are bias indicators, named `verdict.key.<…>`.
+        The envelope goes last: whoever sees it finds the rest already there. `tags`: bias indicators, named `verdict.key.<…>`.
         """
         verdict = _inside(envelope, Verdict)
         run = self.log_run(

@@ -1,6 +1,6 @@
 """MLflow's REST protocol in one small client: httpx instead of the MLflow package, which takes 2 s and 200 MB to import.
 
-Errors come back as ours: nobody answers → Unavailable, 403 → Refused with the guard's reason, the rest → DataError or Unavailable.
+Errors come back as ours: no answer → Unavailable, 403 → Refused with the guard's reason, the rest → DataError or Unavailable.
 """
 
 from __future__ import annotations
