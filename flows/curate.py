@@ -1,0 +1,65 @@
+"""Curate: windows of landed rows → judged by the problem's suite; small Delta files merged now and then."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+MOST = 20  # windows of one run
+FILES = 200  # of a table, above which it is compacted
+
+
+@flow(name="curate", flow_run_name="curate {problem}", persist_result=False, retries=1, retry_delay_seconds=5)
+def curate(problem: str, force: bool = False) -> dict[str, Any]:
+    """Judge what is due; with `force` also a small and young window. Rows that no window admitted never teach."""
+    from truing.infra.catalog import chosen
+    from truing.infra.settings import current
+    from truing.tasks.events.lake import Lake
+
+    settings, log = current(), get_run_logger()
+    spec, _ = chosen(settings.problems, problem)
+    lake = Lake(settings.lake)
+    reports = judge(lake, spec, settings.problems / problem, force=force)
+    if reports:
+        _show(problem, reports)
+    compacted = lake.compact(above=FILES)
+    rejected = sum(1 for one in reports if not one.success)
+    log.info("%d windows judged, %d rejected; compacted %s", len(reports), rejected, compacted or "nothing")
+    return {"windows": len(reports), "rejected": rejected, "rows": sum(one.rows for one in reports), "compacted": compacted}
+
+
+def judge(lake: Any, problem: Any, folder: Any, *, force: bool) -> list[Any]:
+    """Every window that is due, judged and recorded. Great Expectations is imported only if there is one."""
+    from truing.tasks.events.suite import Validator
+    from truing.tasks.events.windows import pending_window, validate_pending
+
+    found: list[Any] = []
+    if pending_window(lake, problem.name, now=time.time(), force=force) is None:
+        return found
+    validator = Validator()
+    while len(found) < MOST:
+        report = validate_pending(lake, problem, folder=folder, now=time.time(), force=force, validator=validator)
+        if report is None:
+            break
+        found.append(report)
+    return found
+
+
+def _show(problem: str, reports: list[Any]) -> None:
+    from truing.tasks.events.windows import summary
+
+    lines = [
+        {
+            "window": one.id,
+            "rows": one.rows,
+            "verdict": "admitted" if one.success else "rejected",
+            "failed alone": len(one.failed),
+            "reason": one.reason,
+        }
+        for one in reports
+    ]
+    create_table_artifact(lines, key=f"windows-{problem}", description=f"Windows of {problem} judged in this run")
+    create_markdown_artifact(summary(reports[-1]), key=f"window-{problem}", description="The newest window in full")
