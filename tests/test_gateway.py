@@ -51,7 +51,6 @@ def models(problem: Problem, adult: Rows) -> list[Model]:
     rows = [{name: row[name] for name in problem.inputs} for row in adult[:300]]
     labels = [str(row["income"]) for row in adult[:300]]
     kind = Tabular.grow(problem, rows, labels, seed=1, trees=10)
-    units = kind.encode(rows)
     batch = Batch(kind.encode(rows).matrix, kind.targets(labels), np.ones(len(rows)))
     ridge = Ridge()
     card = Card(
@@ -311,7 +310,8 @@ def question(problem: Problem, rows: Rows, **beside: list[Any]) -> dict[str, Any
         for name, spec in problem.inputs.items()
     ]
     tensors += [
-        {"name": name.replace("__", ":"), "shape": [len(data)], "datatype": "BYTES", "data": data} for name, data in beside.items()
+        {"name": name.replace("__", ":"), "shape": [len(data)], "datatype": "BYTES", "data": data}
+        for name, data in beside.items()
     ]
     return {"inputs": tensors}
 
@@ -470,3 +470,361 @@ def test_an_oversized_event_is_refused_before_it_is_written(tmp_path: Path) -> N
         box.append([(b"k", b"v"), (b"k", b"v" * 300_000)])
     assert box.waiting == 0 and box.kept_bytes == 0
     box.close(timeout_s=0)
+
+
+# --- the whole: real broker, real HTTP ----------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def stack_settings(data: Path) -> Settings:
+    return load(
+        data=data,
+        problems=ROOT / "problems",
+        kafka={"bootstrap": f"127.0.0.1:{free_port()}", "broker": "embedded"},
+        ports={"gateway": free_port(), "registry": free_port(), "prefect": free_port()},
+        gateway={"poll_s": 0.05},
+    )
+
+
+@contextmanager
+def running_broker(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command(settings), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        ensure_topics(settings)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def running_gateway(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """The gateway as `truing up` starts it."""
+    code = (sys.executable, "-m", "uvicorn", "--factory", "truing.infra.gateway.app:create_app", "--no-access-log")
+    process = subprocess.Popen(
+        [*code, "--port", str(settings.ports.gateway), "--log-level", "warning"],
+        env=child_environment(settings),
+        cwd=settings.data,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: answers(settings), 30)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
+
+
+def answers(settings: Settings) -> bool:
+    try:
+        return httpx.get(f"{settings.gateway_url}/v2/health/live", trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@contextmanager
+def served_here(settings: Settings, shelf: FolderShelf) -> Iterator[httpx.Client]:
+    """The real app under uvicorn in a thread, over a folder shelf."""
+    import uvicorn
+    from truing.infra.gateway.app import create_app
+
+    config = uvicorn.Config(create_app(settings, shelf=shelf), port=settings.ports.gateway, log_level="critical", lifespan="on")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    try:
+        with httpx.Client(base_url=settings.gateway_url, trust_env=False, timeout=30) as http:
+            yield http
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def landed(settings: Settings, topic: str | None = None) -> list[bytes]:
+    """Every message of the topic, from the beginning."""
+    from kafka import KafkaConsumer, TopicPartition
+
+    consumer = KafkaConsumer(**connection(settings), auto_offset_reset="earliest", enable_auto_commit=False, api_version=(2, 5))
+    topic = topic or settings.kafka.topic
+    parts = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+    consumer.assign(parts)
+    ends = consumer.end_offsets(parts)
+    consumer.seek_to_beginning(*parts)
+    found: list[bytes] = []
+    stop = time.monotonic() + 20
+    while any(consumer.position(part) < ends[part] for part in parts) and time.monotonic() < stop:
+        for batch in consumer.poll(timeout_ms=200, max_records=10_000).values():
+            found += [record.value for record in batch]
+    consumer.close()
+    return found
+
+
+def columns_of(answer: httpx.Response) -> dict[str, list[Any]]:
+    assert answer.status_code == 200, answer.text
+    return {tensor["name"]: tensor["data"] for tensor in answer.json()["outputs"]}
+
+
+class Stack:
+    """One broker, one gateway over a folder shelf, release 1 served."""
+
+    def __init__(self, settings: Settings, http: httpx.Client, shelf: FolderShelf, keyring: Keyring, problem: Problem) -> None:
+        self.settings, self.http, self.shelf, self.keyring, self.problem = settings, http, shelf, keyring, problem
+
+    def release(self, model: Model, sequence: int) -> None:
+        files = model.to_files()
+        self.shelf.put(str(sequence), files, statement(self.problem, files, self.keyring.read("release"), sequence))
+        until(lambda: self.status()["problems"][self.problem.name]["sequence"] == sequence)
+
+    def ask(self, rows: Rows, **beside: list[Any]) -> httpx.Response:
+        return self.http.post(f"/v2/models/{self.problem.name}/infer", json=question(self.problem, rows, **beside))
+
+    def status(self) -> dict[str, Any]:
+        return dict(self.http.get("/status").json())
+
+    def events(self) -> list[bytes]:
+        until(lambda: self.status()["outbox"]["waiting"] == 0, 30)
+        return landed(self.settings)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, problem: Problem, models: list[Model]) -> Iterator[Stack]:
+    settings = stack_settings(tmp_path_factory.mktemp("gateway"))
+    keyring = Keyring(settings.keys)
+    keyring.create([f"{problem.name}.{source}" for source in problem.sources])
+    shelf = FolderShelf(settings.data / "shelf")
+    with running_broker(settings), served_here(settings, shelf) as http:
+        yield Stack(settings, http, shelf, keyring, problem)
+
+
+@pytest.fixture
+def served(stack: Stack, models: list[Model]) -> Stack:
+    if stack.shelf.shown is None:
+        stack.release(models[0], 1)
+    return stack
+
+
+def proofs(stack: Stack) -> Proofs:
+    """What the reader of the topic knows."""
+    keys = {source: stack.keyring.source(stack.problem.name, source) for source in stack.problem.sources}
+    wire, salt = stack.keyring.read("wire"), stack.keyring.read("actor-salt")
+    return Proofs.of([stack.problem], wire=wire, salt=salt, keys={stack.problem.name: keys})
+
+
+@pytest.mark.services
+def test_before_the_first_release_it_lives_and_says_that_it_is_not_ready(stack: Stack, adult: Rows) -> None:
+    assert stack.shelf.shown is None, "runs first"
+    assert stack.http.get("/v2/health/live").status_code == 200
+    assert stack.http.get("/v2/health/ready").status_code == 503
+    answer = stack.ask(adult[:1])
+    assert answer.status_code == 503 and "no release of adult is served yet" in answer.json()["error"]
+    assert not stack.events(), "no answer, no event"
+
+
+@pytest.mark.services
+def test_the_protocol_names_the_model_its_columns_and_its_version(served: Stack, adult: Rows) -> None:
+    assert served.http.get("/v2").json()["name"] == "truing"
+    assert served.http.get("/v2/health/ready").json() == {"ready": True}
+    assert served.http.get("/v2/models/adult/ready").status_code == 200
+    told = served.http.get("/v2/models/adult").json()
+    assert [one["name"] for one in told["inputs"]] == list(served.problem.inputs) and told["versions"] == ["1"]
+    body = served.ask(adult[:1]).json()
+    assert body["model_name"] == "adult" and body["model_version"] == "1" and body["parameters"]["sequence"] == 1
+
+
+@pytest.mark.services
+def test_each_answered_row_has_exactly_one_believable_event(served: Stack, adult: Rows, models: list[Model]) -> None:
+    rows = adult[500:505]
+    answer = columns_of(served.ask(rows, subject=[f"person-{i}" for i in range(5)], group__sex=[row["sex"] for row in rows]))
+    told = {
+        found.prediction_id: found
+        for value in served.events()
+        if (found := judge(value, proofs=proofs(served), now=time.time())).prediction_id in answer["prediction_id"]
+    }
+    assert [found.reason for found in told.values()] == [""] * 5
+    for at, name in enumerate(answer["prediction_id"]):
+        body = told[name].body
+        assert body.inputs == {column: rows[at][column] for column in served.problem.inputs}
+        assert body.groups["sex"] == rows[at]["sex"] and body.release == "adult@1" and body.variant == "champion"
+        assert body.answer.label == answer["label"][at] and body.answer.confidence == answer["confidence"][at]
+        assert body.answer.probabilities[served.problem.positive] == answer["probability"][at]
+        assert b"person-" not in told[name].data and told[name].subject and "person" not in told[name].subject
+    expected = models[0].predict([{name: row[name] for name in served.problem.inputs} for row in rows])
+    assert answer["label"] == expected.labels
+
+
+@pytest.mark.services
+def test_a_batch_of_5000_has_5000_answers_and_5000_events(served: Stack, adult: Rows) -> None:
+    ids = [f"batch-{i}" for i in range(5000)]
+    answer = columns_of(served.ask(adult[:5000], prediction_id=ids))
+    assert answer["prediction_id"] == ids and len(set(answer["token"])) == 5000
+    counted = Counter(msgspec.json.decode(value)["predictionid"] for value in served.events())
+    assert all(counted[name] == 1 for name in ids)
+
+
+@pytest.mark.services
+def test_protected_attributes_do_not_move_the_answer(served: Stack, adult: Rows) -> None:
+    rows = adult[:20]
+    plain = columns_of(served.ask(rows))
+    for sex in ("Female", "Male"):
+        told = columns_of(served.ask(rows, group__sex=[sex] * 20, group__race=["Black"] * 20))
+        assert told["probability"] == plain["probability"] and told["label"] == plain["label"]
+
+
+@pytest.mark.services
+def test_a_bad_question_leaves_no_event_behind(served: Stack, adult: Rows) -> None:
+    before = len(served.events())
+    http = served.http
+    for answer in (
+        http.post("/v2/models/adult/infer", content=b"{not json"),
+        http.post("/v2/models/adult/infer", json=drop(question(served.problem, adult[:2]), "education")),
+        http.post("/v2/models/nobody/infer", json=question(served.problem, adult[:2])),
+        http.post("/feedback", content=b"{}"),
+    ):
+        assert answer.status_code == 400
+        assert "expected" in answer.json()["error"] and "\n" not in answer.json()["error"]
+    assert http.get("/nothing").status_code == 404 and "expected" in http.get("/nothing").json()["error"]
+    assert http.get("/v2/models/adult/infer").status_code == 405
+    assert len(served.events()) == before
+    assert served.status()["errors"]["400"] >= 4
+
+
+@pytest.mark.services
+def test_feedback_is_believed_for_the_token_of_its_prediction_only(served: Stack, adult: Rows) -> None:
+    answer = columns_of(served.ask(adult[:2]))
+    (first, _), (mine, other) = answer["prediction_id"], answer["token"]
+    wire = served.keyring.read("wire")
+    word = {"type": "rating", "prediction_id": first, "token": mine, "actor": "anna", "value": 0.9}
+    words = [
+        word,
+        word | {"type": "correction", "label": ">50K", "value": None},
+        word | {"type": "interaction", "kind": "click", "value": None},
+        word | {"token": other},
+        word | {"token": mine[:-1] + ("0" if mine[-1] != "0" else "1")},
+        word | {"token": token(wire, "adult", first, time.time() - 5)},
+        word | {"value": 2.0},
+        word | {"type": "correction", "label": "perhaps"},
+        word | {"type": "outcome"},
+        {"type": "rating"},
+        word | {"actor": ""},
+        word | {"time": time.time() + 9000},
+    ]
+    told = served.http.post("/feedback", json=words).json()
+    assert (told["accepted"], told["refused"]) == (3, 9)
+    codes = [refusal["code"] for refusal in told["refusals"]]
+    assert codes[:3] == ["token.forged", "token.forged", "token.expired"]
+    assert codes[3:] == ["data", "label.unknown", "data", "data", "data", "time.future"]
+    found = [judge(value, proofs=proofs(served), now=time.time()) for value in served.events()]
+    mine_only = sorted((one.type, one.reason) for one in found if one.prediction_id == first and one.type != "prediction")
+    assert mine_only == [("correction", ""), ("interaction", ""), ("rating", "")]
+
+
+@pytest.mark.services
+def test_no_answer_fails_while_releases_change_and_each_is_of_one_release(
+    served: Stack, adult: Rows, models: list[Model]
+) -> None:
+    """Four askers, ten swaps: every answer equals what the release it names answers by itself."""
+    rows = adult[600:608]
+    asked = [{name: row[name] for name in served.problem.inputs} for row in rows]
+    expected = [model.predict(asked).probabilities[:, 1].tolist() for model in models]
+    assert expected[0] != expected[1]
+    stop, wrong, seen = threading.Event(), list[str](), Counter[int]()
+
+    def keep_asking() -> None:
+        with httpx.Client(base_url=served.settings.gateway_url, trust_env=False, timeout=30) as http:
+            while not stop.is_set():
+                answer = http.post("/v2/models/adult/infer", json=question(served.problem, rows))
+                if answer.status_code != 200:
+                    wrong.append(answer.text)
+                    continue
+                sequence = answer.json()["parameters"]["sequence"]
+                seen[sequence] += 1
+                if columns_of(answer)["probability"] != expected[(sequence - 1) % 2]:
+                    wrong.append(f"release {sequence} answered with another model")
+
+    start = served.status()["problems"]["adult"]["sequence"]
+    assert start % 2 == 1
+    askers = [threading.Thread(target=keep_asking) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    for sequence in range(start + 1, start + 11):
+        served.release(models[(sequence - 1) % 2], sequence)
+        until(lambda sequence=sequence: seen[sequence] > 0 or bool(wrong))
+    stop.set()
+    for asker in askers:
+        asker.join(30)
+    assert not wrong, wrong[:3]
+    assert len(seen) >= 10
+
+
+@pytest.mark.services
+def test_a_release_that_expires_while_it_is_served_answers_no_more(served: Stack, adult: Rows, models: list[Model]) -> None:
+    sequence = served.status()["problems"]["adult"]["sequence"] + 1
+    files, key = models[0].to_files(), served.keyring.read("release")
+    expires = time.time() + 1.0
+    served.shelf.put(str(sequence), files, statement(served.problem, files, key, sequence, expires=expires))
+    until(lambda: served.status()["problems"]["adult"]["sequence"] == sequence)
+    until(lambda: time.time() > expires)
+    answer = served.ask(adult[:1])
+    assert answer.status_code == 503 and "expired" in answer.json()["error"]
+    served.release(models[0], sequence + 1 + sequence % 2)
+    assert served.ask(adult[:1]).status_code == 200
+
+
+@pytest.fixture
+def cached(tmp_path: Path, problem: Problem, models: list[Model]) -> Settings:
+    """A data folder whose gateway can boot without any registry."""
+    settings = stack_settings(tmp_path)
+    keyring = Keyring(settings.keys)
+    keyring.create([f"{problem.name}.{source}" for source in problem.sources])
+    files = models[0].to_files()
+    state = State(
+        floor=2,
+        statement="",
+        version="3",
+        payload=models[0].payload,
+        envelope=statement(problem, files, keyring.read("release"), 3),
+    )
+    Cache(settings.data / "gateway" / problem.name).keep(state, files)
+    return settings
+
+
+@pytest.mark.services
+def test_a_killed_gateway_sends_its_outbox_after_its_restart(cached: Settings, problem: Problem, adult: Rows) -> None:
+    """SIGKILL while the broker is away: 50 answers were given, none was published; after both are back, each event is there."""
+    ids = [f"kept-{i}" for i in range(50)]
+    with running_gateway(cached) as gateway:
+        body = question(problem, adult[:50], prediction_id=ids)
+        answer = httpx.post(f"{cached.gateway_url}/v2/models/adult/infer", json=body, trust_env=False)
+        assert answer.status_code == 200 and answer.json()["parameters"]["sequence"] == 3
+        os.kill(gateway.pid, signal.SIGKILL)
+        gateway.wait()
+    with running_broker(cached), running_gateway(cached):
+        status = f"{cached.gateway_url}/status"
+        until(lambda: httpx.get(status, trust_env=False).json()["outbox"]["waiting"] == 0, 30)
+        assert sorted(msgspec.json.decode(value)["predictionid"] for value in landed(cached)) == sorted(ids)
+
+
+@pytest.mark.services
+def test_what_a_killed_broker_forgot_comes_again(cached: Settings, tmp_path: Path) -> None:
+    """SIGKILL right after the acknowledgement: the embedded broker may forget its last second. All ids are there again."""
+    ids = [b"%d" % i for i in range(500)]
+    host, port = "127.0.0.1", int(cached.kafka.bootstrap.rpartition(":")[2])
+    sender = Sender(cached.kafka.topic, connection(cached), timeout_s=5)
+    said: list[str] = []
+    with running_broker(cached):
+        box = Outbox(tmp_path / "box", sender, keep_s=60, sentinel=(host, port), log=said.append)
+        box.start()
+        box.append([(name, b'{"id": "%s"}' % name) for name in ids])
+        until(lambda: box.waiting == 0)
+    with running_broker(cached):
+        until(lambda: any("again" in line for line in said))
+        until(lambda: box.waiting == 0, 30)
+        assert {msgspec.json.decode(value)["id"].encode() for value in landed(cached)} == set(ids)
+        box.close()
