@@ -1,0 +1,441 @@
+"""`truing demo`: the whole loop on 48,842 real census rows, from an empty folder to signed releases.
+
+What is simulated is the world outside: who asks, what becomes true, what people say (`world.py`), and the approver, unless you
+approve yourself. Everything else is the stack as it is: the demo asks the gateway, sends events, requests runs and sets tags like any
+application or person, and every number on screen is read back from lake, vault and registry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import socket
+import sys
+import time
+import webbrowser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from truing.flows.demo.adult import read_adult
+from truing.flows.demo.world import Case, Scenario, World
+from truing.flows.demo.world import Word as Said
+from truing.infra import settings as settings_module
+from truing.infra.catalog import chosen
+from truing.infra.client import Answer, Client, Word, correction, rating
+from truing.infra.control import request
+from truing.infra.keys import Keyring
+from truing.infra.settings import Settings
+from truing.infra.stack import Stack
+from truing.tasks.errors import Refused, TruingError, Unavailable
+from truing.tasks.problem import seconds
+from truing.tasks.records import Outcome
+
+T = TypeVar("T")
+PATIENCE_S = 240.0  # for any one thing that the stack does by itself
+BATCH = 1000  # rows in one question
+
+
+def options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="truing demo", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--approve-yourself", action="store_true", help="wait for your approvals in MLflow's page")
+    parser.add_argument("--keep", action="store_true", help="leave the stack running, with its pages to look at")
+    parser.add_argument("--rounds", type=int, default=None, metavar="N", help="rounds of traffic (default: the scenario's)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the simulated world (default: 1)")
+    parser.add_argument("--data", type=Path, default=Path(".truing/demo"), help="data folder, emptied first")
+    parser.add_argument("--report", type=Path, default=Path("demo-report/index.html"), help="where the page goes")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser at the end")
+    return parser.parse_args(argv)
+
+
+# --- telling ------------------------------------------------------------------------------------------------------------------
+
+
+class Teller:
+    """Prints what happens, with the seconds since the start; colour on a terminal only."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.begun = time.monotonic()
+
+    def head(self, text: str) -> None:
+        self.console.print(f"\n[bold]{text}[/bold]")
+
+    def say(self, text: str, style: str = "") -> None:
+        stamp = f"[dim]{time.monotonic() - self.begun:6.1f} s[/dim]  "
+        self.console.print(stamp + (f"[{style}]{text}[/{style}]" if style else text))
+
+
+def until(what: str, look: Callable[[], T | None], *, patience_s: float = PATIENCE_S, every_s: float = 0.25) -> T:
+    """The first thing `look` finds. Raises Unavailable after `patience_s`; a part that restarts meanwhile is waited for."""
+    end = time.monotonic() + patience_s
+    last = ""
+    while time.monotonic() < end:
+        try:
+            found = look()
+        except Unavailable as error:
+            found, last = None, f" ({error})"
+        if found is not None and found is not False:
+            return found
+        time.sleep(every_s)
+    raise Unavailable(f"expected {what} within {patience_s:.0f} s, it did not come{last}; see `truing status` and the logs")
+
+
+# --- the demo -----------------------------------------------------------------------------------------------------------------
+
+
+class Demo:
+    """One run of it. Holds clients, and how much was sent, so that what landed can be held against it."""
+
+    def __init__(self, settings: Settings, given: argparse.Namespace, tell: Teller) -> None:
+        from truing.tasks.events.lake import Lake, Vault
+        from truing.tasks.events.schema import pseudonym
+        from truing.tasks.release.registry import Registry
+
+        self.settings, self.given, self.tell = settings, given, tell
+        self.problem, self.policy = chosen(settings.problems, "adult")
+        self.name = self.problem.name
+        self.ring = Keyring(settings.keys)
+        self.lake, self.vault = Lake(settings.lake), Vault(settings.vault)
+        self.approver = Registry(settings.registry_url, "approver", self.ring.password("approver"))
+        self.trainer = Registry(settings.registry_url, "trainer", self.ring.password("trainer"))
+        scenario = Scenario() if given.rounds is None else Scenario(rounds=given.rounds, poisoned=min(3, given.rounds))
+        salt = self.ring.read("actor-salt")
+        self.world = World(
+            read_adult(), self.problem, scenario,
+            seed=given.seed, salt=self.ring.read("split-salt"), door=lambda who: pseudonym(salt, self.name, who),
+        )  # fmt: skip
+        self.app = Client.of(settings, self.name, timeout_s=60.0)
+        self.answers: dict[str, Answer] = {}
+        self.sent = 0  # events acknowledged by the gateway or the broker
+        self.decided: set[str] = set()
+
+    # --- acts
+    def history(self) -> None:
+        world = self.world
+        now = time.time()
+        for source, cases in (("history", world.trusted), ("backfill", world.backfill)):
+            with Client.of(self.settings, self.name, source=source) as client:
+                for case in cases:
+                    client.backfill_prediction(case.id, case.inputs, subject=case.subject, groups=case.groups, time=now - 3600)
+                    client.outcome(case.id, case.truth, time=now - 60)
+                self.sent += client.flush()
+        self.tell.say(f"{len(world.trusted):,} trusted rows and {len(world.backfill):,} past cases sent by their sources")
+        self.landed()
+        judge = self.vault.holdout(self.name, now=time.time()).height
+        self.tell.say(f"{self.sent:,} events landed; {judge:,} holdout rows may judge, and nothing else holds them")
+
+    def landed(self) -> None:
+        """Wait until everything sent has landed and is joined into rows."""
+        from truing.tasks.events.join import APP
+
+        def look() -> bool:
+            landing = self.vault.version("landing")
+            if landing is None or self.vault.read("landing", columns=["offset"]).height < self.sent:
+                return False
+            return all(
+                (store.transaction(table, APP) or -1) >= landing
+                for store, table in ((self.lake, "rows"), (self.vault, "holdout"))
+            )
+
+        until(f"{self.sent:,} events in the lake", lambda: look() or None)
+
+    def improve(self) -> str:
+        """Ask for a run, and wait for the candidate's verdict. Returns its version."""
+        before = {version.version for version in self.trainer.versions(self.name)}
+        asked = time.time()
+        request(self.settings, "improve", self.name)
+
+        def registered() -> str | None:
+            fresh = [v.version for v in self.trainer.versions(self.name) if v.version not in before]
+            return fresh[-1] if fresh else None
+
+        version = until("a candidate", registered)
+        candidate = self.trainer.version(self.name, version).candidate
+        if candidate is None:
+            raise Unavailable(f"expected version {version} to name its candidate, it does not; see `truing verify {version}`")
+        self.tell.say(
+            f"candidate v{version}: {candidate.rows:,} rows, {candidate.origin} learner, "
+            f"{time.time() - asked:.1f} s after the request"
+        )
+        return self.verdict(version)
+
+    def verdict(self, version: str) -> str:
+        until(f"a verdict on v{version}", lambda: self.trainer.version(self.name, version).outcome)
+        judged = self.trainer.version(self.name, version)
+        style = {"pass": "green", "block": "red"}.get(judged.outcome or "", "yellow")
+        self.tell.say(f"verdict: [bold]{judged.outcome}[/bold]: {judged.tags.get('verdict.reason', '')}", style)
+        return version
+
+    def approve(self, version: str, reason: str) -> None:
+        if self.given.approve_yourself:
+            self.tell.say(
+                f"your turn: {self.settings.registry_url}/#/models/{self.name}/versions/{version}\n"
+                f"          login approver, password in {self.settings.keys / 'password-approver'}; "
+                f"set the tag approval.reason, then approval = approved (or rejected)",
+                "bold",
+            )
+            until("your decision", lambda: self.approver.version(self.name, version).stamp, patience_s=24 * 3600, every_s=1.0)
+        else:
+            self.approver.approve(self.name, version, reason)
+            self.tell.say(f"v{version} approved through MLflow's API by the simulated approver: {reason}")
+        start = time.monotonic()
+        serving = until(f"v{version} to serve", lambda: self.serves(version))
+        self.tell.say(f"release {serving} serves v{version}, {time.monotonic() - start:.1f} s after the approval", "green")
+
+    def serves(self, version: str) -> int | None:
+        from truing.infra.calls import call
+
+        told: Any = call("GET", f"{self.settings.gateway_url}/status", timeout=5.0)
+        state = told["problems"][self.name]
+        return int(state["sequence"]) if state["version"] == version else None
+
+    def genesis(self) -> None:
+        version = self.improve()
+        until("the policy to be proposed", lambda: self.approver.model(self.name).tags.get("policy.proposed"))
+        if self.given.approve_yourself:
+            self.tell.say(
+                f"first accept the policy: tag policy.accepted = {self.policy.digest} on "
+                f"{self.settings.registry_url}/#/models/{self.name}",
+                "bold",
+            )
+            until("an accepted policy", lambda: self.approver.model(self.name).tags.get("policy.accepted"), patience_s=86_400)
+        else:
+            self.approver.accept_policy(self.name, self.policy.digest)
+            self.tell.say(f"policy {self.policy.digest[:12]} accepted by the approver")
+        self.approve(version, "first release: better than the prior predictor, nothing serves yet")
+        self.approver.set_anchor(self.name, version, "the first release is what small steps are measured from")
+        self.tell.say(f"anchor pinned at v{version}")
+
+    def traffic(self, number: int) -> tuple[list[Case], dict[str, str]]:
+        """Rows asked of the gateway in batches."""
+        cases = self.world.traffic(number)
+        for start in range(0, len(cases), BATCH):
+            part = cases[start : start + BATCH]
+            answers = self.app.predict(
+                [case.inputs for case in part],
+                subjects=[case.subject for case in part],
+                groups=[case.groups for case in part],
+                ids=[case.id for case in part],
+            )
+            self.answers.update({case.id: answer for case, answer in zip(part, answers, strict=True)})
+        self.sent += len(cases)
+        return cases, {case.id: self.answers[case.id].label for case in cases}
+
+    def round(self, number: int) -> None:
+        hostile = number == self.world.scenario.poisoned
+        self.tell.head(
+            f"Round {number}" + (" · in this one a share of the raters send wrong corrections about women" if hostile else "")
+        )
+        asked = time.monotonic()
+        cases, served = self.traffic(number)
+        took = time.monotonic() - asked
+        words = self.world.words(number, served)
+        outcomes = [word for word in words if word.kind == "outcome"]
+        people = [word for word in words if word.kind != "outcome"]
+        self.feedback(people)
+        corrections = sum(word.kind == "correction" for word in people)
+        self.tell.say(
+            f"{len(cases):,} rows answered in {took:.1f} s; people sent {corrections:,} corrections and "
+            f"{len(people) - corrections:,} ratings"
+        )
+        maturity = seconds(self.problem.maturity.outcome)
+        time.sleep(max(0.0, asked + took + maturity - time.monotonic()))
+        self.outcomes(outcomes)
+        self.landed()
+        self.tell.say(
+            f"{len(outcomes):,} outcomes came after a maturity of {maturity:g} s; event → landed row {self.latency()}"
+        )
+
+    def feedback(self, people: Sequence[Said]) -> None:
+        words: list[Word] = []
+        for said in people:
+            answer = self.answers[said.case]
+            actor = said.actor or "nobody"
+            if said.kind == "correction" and said.label is not None:
+                words.append(correction(answer, said.label, actor))
+            elif said.value is not None:
+                words.append(rating(answer, said.value, actor))
+        receipt = self.app.feedback(words)
+        self.sent += receipt.accepted
+        if receipt.refusals:
+            self.tell.say(f"{len(receipt.refusals)} words not believed: {receipt.refusals[0].error}", "yellow")
+
+    def outcomes(self, outcomes: Sequence[Said]) -> None:
+        with Client.of(self.settings, self.name, source="outcomes") as client:
+            for said in outcomes:
+                if said.label is not None:
+                    client.outcome(said.case, said.label)
+            self.sent += client.flush()
+
+    def latency(self) -> str:
+        """From the time in the event to its row in the landing table, over the last minute."""
+        import polars as pl
+
+        seen = self.vault.read("landing", columns=["time", "landed_at", "source"])
+        late = seen.filter(pl.col("time") > time.time() - 60, ~pl.col("source").is_in(["history", "backfill"]))
+        waits = (late["landed_at"] - late["time"]).sort()
+        p50, p95 = (waits.quantile(share) or 0.0 for share in (0.5, 0.95))
+        return f"p50 {p50:.2f} s, p95 {p95:.2f} s over {late.height:,} events"
+
+    def settle(self, version: str) -> None:
+        """What follows a verdict: approval of a pass; of a block, the attempt to force it, and its refusal."""
+        judged = self.trainer.version(self.name, version)
+        if judged.outcome == Outcome.PASS:
+            self.approve(version, "the gate passed; gaps and gains reviewed")
+            return
+        if judged.outcome == Outcome.BLOCK:
+            try:
+                self.trainer.move_champion(self.name, version)
+            except Refused as refused:
+                self.tell.say(f"moving champion to v{version} by hand is refused: {refused}", "red")
+            else:
+                raise TruingError(f"expected the registry to refuse champion = v{version}, it took it; the lock is open")
+            self.approver.reject(self.name, version, "blocked by the gate")
+        self.tell.say(f"v{version} does not serve; the loop goes on with what serves now")
+
+
+def summary(demo: Demo) -> None:
+    from truing.flows.demo.report import number, state, write
+    from truing.flows.demo.summary import summarise
+
+    made = summarise(demo.lake, demo.vault, demo.approver, demo.problem, keys=demo.ring.public(), now=time.time())
+    links = {
+        "MLflow, login approver": f"{demo.settings.registry_url}/#/models/{demo.name}",
+        "Prefect": demo.settings.prefect_url.removesuffix("/api"),
+    }
+    page = write(made, demo.given.report.resolve(), links=links if demo.given.keep else {}, now=time.time())
+    out = demo.tell.console
+    demo.tell.head("What happened")
+    from rich.table import Table
+
+    first, second = made.buckets
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name, align in (
+        ("version", "left"), ("parent", "left"), ("rows learned", "right"), ("verdict", "left"), ("approved by", "left"),
+        ("release", "left"), ("Brier on what followed", "right"), ("accuracy, %", "right"), (f"TPR {first} − {second}", "right"),
+    ):  # fmt: skip
+        table.add_column(name, justify="right" if align == "right" else "left")
+    for line in made.lines:
+        style = {"released": "green", "block": "red"}.get(state(line), "yellow")
+        table.add_row(
+            f"v{line.version}", f"v{line.parent}" if line.parent else "–", f"{line.rows:,}", f"[{style}]{line.outcome}[/{style}]",
+            line.approver or "–", ", ".join(f"{s}" for s in line.sequences) or "–",
+            number(line.followed.get("brier"), scale=1, digits=4), number(line.followed.get("accuracy")),
+            number(line.gap, sign=True),
+        )  # fmt: skip
+    out.print(table)
+    for line in made.lines:
+        if line.outcome == Outcome.BLOCK:
+            out.print(f"\n[red]v{line.version} was stopped:[/red] {line.reason}")
+    if made.gain:
+        out.print(
+            f"\nSince the first update, against a model that is never updated, over {made.gain['brier'].n:,} rows that followed:"
+            f"\n  Brier better by {number(made.gain['brier'], scale=1000, digits=2, sign=True)} thousandths, "
+            f"accuracy by {number(made.gain['accuracy'], sign=True, digits=2)} points"
+        )
+    events = made.events
+    out.print(
+        f"\nEvents: {demo.sent:,} acknowledged, {events.get('landed', 0):,} landed once, {events.get('duplicate', 0):,} resent and "
+        f"dropped as duplicates, {events.get('dead', 0):,} dead letters"
+    )
+    if events.get("landed", 0) != demo.sent:
+        raise TruingError(f"expected {demo.sent} landed events, got {events.get('landed', 0)}; see the landing table")
+    out.print(f"\nOpen next: [bold]{page}[/bold]")
+    if demo.given.keep:
+        for name, url in links.items():
+            out.print(f"           {name}: {url}")
+        out.print(f"           stop with: truing down --data {demo.given.data}")
+    if demo.given.open:
+        webbrowser.open(page.as_uri())
+
+
+# --- one run ------------------------------------------------------------------------------------------------------------------
+
+
+def demo_settings(given: argparse.Namespace) -> Settings:
+    """The demo's own folder; the usual ports where they are free, else any free ones."""
+    settings = settings_module.load(data=given.data)
+    wanted = [settings.ports.gateway, settings.ports.registry, settings.ports.prefect]
+    embedded = settings.kafka.broker == "embedded"
+    if embedded:
+        wanted.append(int(settings.kafka.bootstrap.rpartition(":")[2]))
+    if all(free(settings.host, port) for port in wanted):
+        return settings
+    found = free_ports(settings.host, len(wanted))
+    chosen_ports: dict[str, Any] = {"ports": {"gateway": found[0], "registry": found[1], "prefect": found[2]}}
+    if embedded:
+        chosen_ports["kafka"] = {"bootstrap": f"{settings.host}:{found[3]}"}
+    return settings_module.load(data=given.data, **chosen_ports)
+
+
+def free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_ports(host: str, count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind((host, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def emptied(settings: Settings) -> None:
+    """The demo's folder without what an earlier demo left. Raises UsageError rather than delete a folder that is not one."""
+    from truing.tasks.errors import UsageError
+
+    mark = settings.data / ".demo"
+    if settings.data.exists() and any(settings.data.iterdir()) and not mark.exists():
+        raise UsageError(f"--data: expected an empty folder or an earlier demo's, got {settings.data}; name another")
+    if settings.data.exists():
+        Stack(settings).down()
+        shutil.rmtree(settings.data)
+    settings.data.mkdir(parents=True)
+    mark.touch()
+
+
+def play(demo: Demo) -> None:
+    """The story in its order. Each step waits for what the stack does by itself."""
+    scenario = demo.world.scenario
+    demo.tell.head("History and genesis")
+    demo.history()
+    demo.genesis()
+    for number in range(1, scenario.rounds + 1):
+        demo.round(number)
+        demo.settle(demo.improve())
+    demo.tell.head("One more round of traffic, to see what the last release does")
+    demo.round(scenario.rounds + 1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    given = options(argv)
+    tell = Teller()
+    settings = demo_settings(given)
+    emptied(settings)
+    stack = Stack(settings)
+    tell.console.print(f"[bold]Truing[/bold] · census income, 48,842 people · everything lies in {settings.data}")
+    tell.head("The stack")
+    try:
+        stack.up(lambda part, text: tell.say(f"{part:<9} {text}"))
+        tell.say("locks not separated: all parts run as you; whoever reads the key files can do anything", "dim")
+        demo = Demo(settings, given, tell)
+        play(demo)
+        summary(demo)
+    finally:
+        if given.keep and sys.exc_info()[0] is None:
+            tell.say("the stack is left running")
+        else:
+            stack.down()
+    return 0

@@ -1,0 +1,302 @@
+"""The whole descent on one page, in two halves that meet only at a registered candidate's digest.
+
+    learn    landed rows → samples → dataset version → trials → candidate       run by the runner; holds no key but its own login
+    decide   candidate → evaluation → verdict                                   run by the steward; reads the vault
+    release  verdict + a person's approval → release                            run by the steward; the only mover of `champion`
+
+Nothing here imports Prefect: `improve.py` and `steward.py` bind these calls to runs.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from truing.tasks import seal
+from truing.tasks.errors import Refused
+from truing.tasks.policy import Policy
+from truing.tasks.problem import Problem
+from truing.tasks.records import Candidate, Cause, Outcome, Refusal, Release, Split, Verdict
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from truing.tasks.events.lake import Lake, Vault
+    from truing.tasks.kinds.model import Model
+    from truing.tasks.release.registry import Registry, Version
+
+Progress = Callable[[int, int, str], None]  # done, of, what: called between steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """How much `learn` may try. `storage` holds the studies' journals."""
+
+    trials: int
+    threads: int
+    seed: int
+    storage: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offices:
+    """The steward's two private keys and the public ones that count."""
+
+    gate: bytes
+    release: bytes
+    public: seal.Keys
+
+
+def silent(done: int, of: int, what: str) -> None:
+    """The progress of those who do not want any."""
+
+
+# --- learn --------------------------------------------------------------------------------------------------------------------
+
+
+def learn(
+    lake: Lake,
+    registry: Registry,
+    problem: Problem,
+    policy: Policy,
+    *,
+    folder: Path,
+    study: Study,
+    now: float,
+    progress: Progress = silent,
+) -> Candidate | None:
+    """Rows → a registered candidate, or None when nothing has been taught since the last one.
+
+    `folder` is the problem's: an `expectations.json` that people edited there judges the windows of rows not judged yet.
+    """
+    from truing.tasks.events.suite import validate_pending
+    from truing.tasks.learning.improve import tune
+    from truing.tasks.selection.dataset import freeze
+    from truing.tasks.selection.quality import tag
+
+    validate_pending(lake, problem, folder=folder, now=now, force=True)
+    history = registry.versions(problem.name)
+    rows = teachable(lake, problem, history)
+    learning = rows.filter(_in(Split.TRUSTED, Split.TRAIN))
+    tagged = tag(learning, policy)
+    champion = registry.champion(problem.name)
+    if champion is None:  # the first model learns from what people vouch for, and from nothing else
+        tagged = tagged.filter(_in(Split.TRUSTED))
+    dataset, samples = freeze(tagged, problem=problem, policy=policy, tables=_versions(lake), seed=study.seed)
+    if not dataset.samples or any(known.tags.get("dataset") == dataset.digest for known in history):
+        return None
+    progress(1, 4, f"{dataset.samples} samples from {learning.height} rows")
+
+    parent = model(registry, problem, champion)
+    tuned = tune(
+        problem, policy, samples, rows.filter(_in(Split.VALIDATION)), parent,
+        seed=study.seed, trials=study.trials, threads=study.threads,
+        storage=study.storage / f"{problem.name}.journal", progress=progress,
+    )  # fmt: skip
+    progress(3, 4, f"the {tuned.origin} learner is ahead")
+
+    files = tuned.model.to_files()
+    candidate = Candidate(
+        problem=problem.name,
+        payload=seal.tree_digest(files),
+        parent=parent.payload if parent else None,
+        base=tuned.model.base,
+        code=installed("truing"),
+        kind=problem.kind,
+        dataset=dataset.digest,
+        trial=min((trial for trial in tuned.trials if trial.score is not None), key=lambda t: t.score or 0.0, default=None),
+        seed=study.seed,
+        origin=tuned.origin,
+        registered=now,
+        rows=dataset.samples,
+    )
+    keep(lake, problem, dataset.digest, samples)  # before the candidate exists: a crash in between leaves an unused list
+    lake.record("datasets", [dataset])
+    lake.record("trials", list(tuned.trials))
+    run = registry.log_run(
+        problem.name,
+        f"study of {dataset.samples} rows",
+        {"learner": tuned.origin, "dataset": dataset.digest, "trials": str(len(tuned.trials))},
+        {f"brier_{name}": score for name, score in tuned.scores.items()},
+        {"truing.act": "study"},
+        {"dataset.json": seal.canonical(dataset), "trials.json": seal.canonical(tuned.trials)},
+    )
+    registry.register(problem.name, files, candidate, run=run)
+    progress(4, 4, "registered")
+    return candidate
+
+
+def teachable(lake: Lake, problem: Problem, history: list[Version]) -> pl.DataFrame:
+    """Labelled rows that validation let through, less what a blocked candidate had learned from people."""
+    import polars as pl
+
+    from truing.tasks.events.suite import admitted
+    from truing.tasks.selection.quarantine import held_rows, without_held
+
+    rows = admitted(lake, problem, lake.rows(problem.name, labelled=True))
+    held = held_rows(
+        lake.read("samples", predicate=pl.col("problem") == problem.name),
+        blocked=[known.tags.get("dataset", "") for known in history if known.outcome == Outcome.BLOCK],
+        cleared=[known.tags.get("dataset", "") for known in history if known.outcome == Outcome.PASS],
+    )
+    return without_held(rows, held)
+
+
+def keep(lake: Lake, problem: Problem, dataset: str, samples: pl.DataFrame) -> None:
+    """Write which rows a dataset version holds. Safe to repeat: the digest is the transaction."""
+    import polars as pl
+
+    lines = samples.select(
+        pl.lit(problem.name).alias("problem"), pl.lit(dataset).alias("dataset"), pl.col("id").alias("row"),
+        pl.col("content_hash").alias("content"), "target", "origin", "actor", "weight",
+    )  # fmt: skip
+    lake.append("samples", lines, app=(f"samples:{dataset}", 1))
+
+
+def model(registry: Registry, problem: Problem, version: str | None) -> Model | None:
+    """A registered version as the serving build reads it; None for no version."""
+    from truing.tasks.kinds.model import Model
+
+    return None if version is None else Model.from_files(registry.payload(problem.name, version))
+
+
+# --- decide -------------------------------------------------------------------------------------------------------------------
+
+
+def decide(
+    vault: Vault,
+    lake: Lake,
+    registry: Registry,
+    problem: Problem,
+    policy: Policy,
+    version: Version,
+    *,
+    offices: Offices,
+    ledger: Path,
+    now: float,
+    timer: Callable[[], float],
+) -> Verdict:
+    """Candidate → evaluation → verdict, signed and attached with everything a person needs to decide."""
+    from truing.tasks.evaluation.comparison import compare, rows_digest
+    from truing.tasks.evaluation.gate import judge
+    from truing.tasks.evaluation.ledger import Look, look_at, note_look, read_ledger
+    from truing.tasks.evaluation.report import bias_tags, describe, verdict_html
+    from truing.tasks.events.join import leaked
+    from truing.tasks.kinds.model import Model
+
+    files = registry.payload(problem.name, version.version)
+    payload = seal.tree_digest(files)
+    candidate = version.candidate
+    if candidate is None or candidate.payload != payload:
+        raise Refused(
+            Refusal(
+                code="payload.other",
+                reason=f"version {version.version} holds {payload[:12]}, not the payload its candidate names",
+                remedy="register the candidate again",
+            )
+        )
+    both = leaked(vault, lake, problem.name)
+    if both:
+        raise Refused(
+            Refusal(
+                code="evidence.leaked",
+                reason=f"{len(both)} subjects judge and teach at once, {both[0]} first",
+                remedy="take their rows out of the lake; the split's salt must never change",
+            )
+        )
+    by_payload = {known.payload: known.version for known in registry.versions(problem.name)}
+    champion = model(registry, problem, registry.champion(problem.name))
+    anchor = model(registry, problem, registry.anchor(problem.name))
+    parent = model(registry, problem, by_payload.get(candidate.parent))
+
+    rows = vault.holdout(problem.name, now=now, matured=False)
+    judging = rows_digest(rows, problem, now=now)
+    look = look_at(read_ledger(ledger), payload, judging)
+    evaluation, scores = compare(
+        rows, problem, policy,
+        candidate=Model.from_files(files), champion=champion, none=parent, anchor=anchor,
+        digests={
+            "candidate": payload,
+            "champion": champion.payload if champion else None,
+            "none": parent.payload if parent else None,
+            "anchor": anchor.payload if anchor else None,
+        },
+        look=look, now=now, timer=timer, size_bytes=sum(map(len, files.values())),
+    )  # fmt: skip
+    note_look(ledger, Look(problem=problem.name, candidate=payload, rows=judging, at=now))
+    key = seal.key_id(seal.public_key(offices.gate))
+    verdict = judge(evaluation, scores, problem, policy, dataset=candidate.dataset, key=key, now=now, seed=look)
+    registry.attach_verdict(
+        problem.name,
+        version.version,
+        seal.sign(verdict, seal.VERDICT_TYPE, offices.gate),
+        evaluation,
+        describe(verdict, evaluation, candidate, problem),
+        verdict_html(verdict, evaluation, candidate, problem),
+        outcome=verdict.outcome,
+        reason=verdict.reason,
+        tags={"verdict.looks": str(look), **bias_tags(evaluation, verdict)},
+    )
+    return verdict
+
+
+# --- release ------------------------------------------------------------------------------------------------------------------
+
+
+def release(
+    lake: Lake,
+    registry: Registry,
+    problem: Problem,
+    version: Version,
+    *,
+    cause: Cause,
+    reason: str,
+    environment: str,
+    offices: Offices,
+    now: float,
+) -> Release | Refusal:
+    """An approved version (or, for a rollback, a formerly released one) → a signed release that `champion` points to.
+
+    Every step can be repeated: the statement is written before `champion` moves, and a statement that is there already for the
+    same approval is taken up again, never made twice.
+    """
+    from truing.tasks.release.manifest import make_release, unfinished
+
+    released = lake.records("releases", Release, problem=problem.name)
+    facts = registry.facts(problem.name, version.version)
+    statement = unfinished(facts, released, cause=cause, keys=offices.public)
+    if statement is None:
+        if cause is not Cause.ROLLBACK:
+            facts = facts_without_release(facts)
+        made = make_release(
+            facts, problem, released, cause=cause, reason=reason, keys=offices.public, now=now,
+            environment={"name": environment, "truing": installed("truing"), "python": platform.python_version()},
+        )  # fmt: skip
+        if isinstance(made, Refusal):
+            return made
+        statement = made
+        registry.attach_release(problem.name, version.version, seal.sign(statement, seal.RELEASE_TYPE, offices.release))
+    registry.move_champion(problem.name, version.version)
+    lake.record("releases", [statement])
+    return statement
+
+
+def facts_without_release(facts: seal.Facts) -> seal.Facts:
+    """A promotion is judged by its verdict and approval alone; a statement left from an earlier release does not count."""
+    import msgspec
+
+    return msgspec.structs.replace(facts, release=None)
+
+
+def _in(*splits: Split) -> pl.Expr:
+    import polars as pl
+
+    return pl.col("split").is_in([str(split) for split in splits])
+
+
+def _versions(lake: Lake) -> dict[str, int]:
+    return {"rows": lake.version("rows") or 0}
