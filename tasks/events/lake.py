@@ -3,6 +3,7 @@
     vault/  landing   every message with its disposition; Kafka positions ride in the same commit   (ingest writes)
             holdout   rows and labels of holdout subjects, and nothing else holds them              (steward reads)
     lake/   rows      trusted, train and validation rows                                            (the trainer reads)
+            samples   which rows a dataset version holds
             releases, alerts, datasets, trials, windows   records as JSON beside their key columns
 
 Tables only grow: `rows` and `holdout` hold append-only *states*, and the highest `revision` of an id wins. Each append can name
@@ -362,21 +363,24 @@ class Lake(Store):
     def record(self, table: str, records: Sequence[Record]) -> int:
         """Keep records as JSON; one that is there already is not written twice. Returns how many were new.
 
-        A record's id is its `id`, `digest` or `name`, else the digest of all of it; of several with one id the newest counts.
+        A record's id is its `id` or `digest`, else the digest of all of it; of several with one id the newest counts.
         """
         if table in self.tables:
             raise DataError(f"{self.root}/{table}: expected a table of records, got a table of rows; use append")
         for _ in range(_TRIES):
             last = self.transaction(table, "record")
-            known = dict(self.read(table).sort("seq").select("id", "json").iter_rows())
-            fresh = [(record, text) for record in records if known.get(_id(record)) != (text := canonical(record).decode())]
+            ids = [_id(record) for record in records]
+            known = dict(self.read(table, predicate=pl.col("id").is_in(ids)).sort("seq").select("id", "json").iter_rows())
+            fresh = [
+                (name, one, text) for name, one in zip(ids, records, strict=True) if known.get(name) != (text := _json(one))
+            ]
             if not fresh:
                 return 0
             seq = (last or 0) + len(fresh)
             frame = pl.DataFrame(
                 [
-                    (getattr(record, "problem", None), _id(record), seq - len(fresh) + n + 1, text)
-                    for n, (record, text) in enumerate(fresh)
+                    (getattr(one, "problem", None), name, seq - len(fresh) + n + 1, text)
+                    for n, (name, one, text) in enumerate(fresh)
                 ],
                 schema=RECORDS,
                 orient="row",
@@ -397,8 +401,12 @@ class Lake(Store):
         return [msgspec.json.decode(text, type=kind) for text in frame["json"]]
 
 
+def _json(record: Record) -> str:
+    return canonical(record).decode()
+
+
 def _id(record: Record) -> str:
-    for field in ("id", "digest", "name"):
+    for field in ("id", "digest"):
         value: Any = getattr(record, field, None)
         if isinstance(value, str) and value:
             return value

@@ -1,61 +1,27 @@
-"""The suite of a problem, run by Great Expectations: what fails alone goes alone, a window that fails goes whole, with reason.
+"""A problem's suite and its windows: profiled on first use, run on what was joined, and deciding what learning may use.
 
-Profiled from the trusted rows on first use, then people's to edit. Row checks compiled from the same suite
-(`truing.tasks.events.checks`) have decided before the commit already; a window (`truing.tasks.events.windows`) shows what no
-row does: means, null shares, the mix of categories, and what a suite edited since then forbids.
+A window is what was joined since the last one, once it is large or old enough. Learning uses only rows whose window was judged
+(`admitted`), without the rows that failed alone and without windows that failed whole. Holdout rows are judged at the door.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
-from truing.tasks.errors import ProblemError
+import polars as pl
 from truing.tasks.events import checks
-from truing.tasks.events.checks import EXTRA, FIRST, Suite, about_rows, effective, expectation
+from truing.tasks.events.checks import Suite, expectation
+from truing.tasks.events.expectations import MIN_ROWS, Validator, WindowReport, validate
+from truing.tasks.events.lake import Lake
 from truing.tasks.problem import Problem
 from truing.tasks.records import Record, Split
 
-if TYPE_CHECKING:
-    import polars as pl
-    from truing.tasks.events.lake import Lake
-
-MIN_ROWS = "min_rows"  # meta of an expectation about windows: smaller windows are not asked, chance moves them too much
+WINDOW_ROWS, WINDOW_S = 10_000, 10.0  # a window is due with so many rows, or when its oldest row waits so long
 _MANY = 500  # rows from which a profiled expectation about a window is asked
 _MIX = 0.5  # Kullback-Leibler divergence allowed between the trusted rows' mix of categories and a window's; 0 = the same
 _VALUES = 50  # categories with more values have no mix worth a bound
-_ID = "id"
-
-
-class Finding(Record, frozen=True):
-    """What one expectation said of a window. `failed` counts rows; `observed` is Great Expectations' value in words."""
-
-    type: str
-    column: str
-    success: bool
-    rows: bool  # about rows, or about the window
-    failed: int = 0
-    expected: str = ""
-    observed: str = ""
-
-
-class WindowReport(Record, frozen=True):
-    """One window judged. `success` False rejects all of it; else the rows in `failed` alone (id → why) are rejected."""
-
-    id: str
-    problem: str
-    first: int  # revisions of the rows, first and last
-    last: int
-    rows: int
-    success: bool
-    reason: str
-    failed: dict[str, str]
-    findings: tuple[Finding, ...]
-    suite: str  # name of the suite
-    at: float
 
 
 # --- profiling ----------------------------------------------------------------------------------------------------------------
@@ -119,151 +85,97 @@ def ensure(lake: Lake, problem: Problem, *, folder: Path | None) -> Suite | None
     return suite
 
 
-# --- judging ------------------------------------------------------------------------------------------------------------------
+# --- windows of the lake ------------------------------------------------------------------------------------------------------
 
 
-class Validator:
-    """A Great Expectations context that lives: its import takes 3-5 s, so one process should make it once."""
+class Window(Record, frozen=True):
+    """Rows that wait to be judged: `frame` has id and content; their first states have revisions first..last."""
 
-    def __init__(self) -> None:
-        import great_expectations as gx
-
-        for name in ("great_expectations.core.expectation_suite", "great_expectations.validator.validator"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # they log what we raise
-        context = gx.get_context(mode="ephemeral")
-        context.variables.progress_bars = {"globally": False}
-        asset = context.data_sources.add_pandas("windows").add_dataframe_asset("window")
-        self._batch = asset.add_batch_definition_whole_dataframe("whole")
-        self._suite = gx.ExpectationSuite
-        self._error = gx.exceptions.GreatExpectationsError
-
-    def run(self, frame: Any, expectations: Sequence[Mapping[str, Any]], name: str) -> list[tuple[Finding, list[str]]]:
-        """Each expectation on a pandas frame with a column `id`: (finding, ids of failing rows). Raises ProblemError."""
-        if not expectations:
-            return []
-        try:
-            suite = self._suite(name=name, expectations=[dict(one) for one in expectations])
-        except (self._error, TypeError, ValueError) as error:
-            raise ProblemError(
-                f"suite {name}: expected types and kwargs of Great Expectations, got {_line(error)}; mend it"
-            ) from None
-        form = {"result_format": "COMPLETE", "unexpected_index_column_names": [_ID], "include_unexpected_rows": False}
-        result = self._batch.get_batch({"dataframe": frame}).validate(suite, result_format=form)
-        return [_finding(one) for one in result.results]
+    problem: str
+    first: int
+    last: int
+    frame: Any  # a polars frame
 
 
-def _finding(one: Any) -> tuple[Finding, list[str]]:
-    config = one.expectation_config
-    kwargs = {k: v for k, v in config.kwargs.items() if k not in ("column", "batch_id")}
-    failed = [str(row[_ID]) for row in one.result.get("unexpected_index_list") or []]
-    observed = one.result.get("observed_value")
-    if not one.result and not one.success:
-        observed = "nothing: it could not be computed on this column"
-    elif isinstance(observed, float):
-        observed = f"{observed:.6g}"
-    if "partition_object" in kwargs:
-        kwargs["partition_object"] = "the profiled mix"
-    finding = Finding(
-        type=config.type,
-        column=config.kwargs.get("column") or "",
-        success=bool(one.success),
-        rows=about_rows({"type": config.type, "kwargs": {k: v for k, v in config.kwargs.items() if k != "batch_id"}}),
-        failed=len(failed),
-        expected=", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in kwargs.items()),
-        observed="" if observed is None else str(observed),
+def reports(lake: Lake, problem: str) -> list[WindowReport]:
+    """All windows judged so far, in order."""
+    return lake.records("windows", WindowReport, problem=problem)
+
+
+def validated_revision(lake: Lake, problem: str) -> int:
+    """Rows first joined at a later landing version than this have not been judged; -1 before the first window."""
+    return max((report.last for report in reports(lake, problem)), default=-1)
+
+
+def _first_seen(lake: Lake, problem: str) -> pl.LazyFrame:
+    """id and the revision of its first state: the state that fixed its content."""
+    states = lake.scan("rows").filter(pl.col("problem") == problem)
+    return states.group_by("id").agg(pl.col("revision").min().alias("first_revision"))
+
+
+def pending_window(lake: Lake, problem: str, *, now: float, force: bool = False) -> Window | None:
+    """Rows not judged yet, if due: at least 10,000, or the oldest landed 10 s before `now`, or forced. None if not, or none."""
+    done = validated_revision(lake, problem)
+    waiting = _first_seen(lake, problem).filter(pl.col("first_revision") > done).collect()
+    if not waiting.height:
+        return None
+    states = lake.scan("rows").filter(pl.col("problem") == problem, pl.col("revision") > done)
+    frame = (
+        states.select("id", "content", "revision", "landed_at")
+        .join(waiting.lazy(), left_on=["id", "revision"], right_on=["id", "first_revision"], how="semi")
+        .unique("id", keep="first")
+        .sort("revision", "id")
+        .collect()
     )
-    return finding, failed
+    oldest = frame.select(pl.col("landed_at").min()).item()
+    if not force and frame.height < WINDOW_ROWS and oldest is not None and now - oldest < WINDOW_S:
+        return None
+    first, last = frame["revision"][0], frame["revision"][-1]
+    return Window(problem=problem, first=first, last=last, frame=frame.select("id", "content"))
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def admit_window(lake: Lake, report: WindowReport) -> None:
+    """Record the result (of the findings those that failed): `admitted` counts this window's rows in, or leaves them out."""
+    bad = tuple(finding for finding in report.findings if not finding.success)
+    lake.record("windows", [msgspec.structs.replace(report, findings=bad)])
 
 
-def _raw(ids: Sequence[str], inputs: Sequence[Mapping[str, Any]], problem: Problem) -> Any:
-    """The window as pandas, values as they came: columns of objects, null where absent."""
-    import numpy as np
-    import pandas as pd
-
-    columns: dict[str, Any] = {_ID: pd.Series(list(ids), dtype=object)}
-    for name in problem.inputs:
-        values: list[Any] = [one.get(name) for one in inputs]
-        # numpy's bool is no int for Great Expectations; Python's is one
-        columns[name] = pd.Series([np.bool_(v) if isinstance(v, bool) else v for v in values], dtype=object)
-    known = set(problem.inputs)
-    extra = [", ".join(sorted(set(one) - known)) or None for one in inputs]
-    columns[EXTRA] = pd.Series(extra, dtype=object)
-    return pd.DataFrame(columns)
+def rejected(lake: Lake, problem: str) -> dict[str, str]:
+    """{row id: reason} of all rows that learning must leave out: failed alone, or in a window that failed."""
+    out: dict[str, str] = {}
+    seen: pl.DataFrame | None = None
+    for report in reports(lake, problem):
+        out |= report.failed
+        if not report.success:
+            seen = _first_seen(lake, problem).collect() if seen is None else seen
+            inside = seen.filter(pl.col("first_revision").is_between(report.first, report.last))
+            out |= {row: f"window {report.id}: {report.reason}" for row in inside["id"] if row not in report.failed}
+    return out
 
 
-def _typed(raw: Any, problem: Problem) -> Any:
-    """Rows whose types held, numbers as float64: Great Expectations can't compare objects."""
-    frame = raw.drop(columns=[EXTRA])
-    return frame.astype({name: "float64" for name, spec in problem.inputs.items() if spec.type == "number"})
+def admitted(lake: Lake, problem: Problem, rows: pl.DataFrame) -> pl.DataFrame:
+    """Of these rows (column id) those that learning may use: in a window that was judged, and not rejected. Order kept."""
+    judged = _first_seen(lake, problem.name).filter(pl.col("first_revision") <= validated_revision(lake, problem.name))
+    out = pl.Series(list(rejected(lake, problem.name)), dtype=pl.String)
+    may = judged.filter(~pl.col("id").is_in(out.implode())).select("id").collect()
+    return rows.join(may, on="id", how="semi", maintain_order="left")
 
 
-def validate(
-    frame: pl.DataFrame,
-    suite: Suite | None,
+def validate_pending(
+    lake: Lake,
     problem: Problem,
     *,
+    folder: Path | None,
     now: float,
+    force: bool = False,
     validator: Validator | None = None,
-    revisions: tuple[int, int] = (0, 0),
-) -> WindowReport:
-    """Judge a window (columns id, content: JSON of the inputs) with Great Expectations.
-
-    In three steps, since it raises on what has not its type: types and nulls of all rows; then the other expectations about
-    rows, on those left; then those about the window, on the good rows. Raises ProblemError when the suite is no suite.
-    """
-    validator = validator or Validator()
-    rules = effective(suite, problem)
-    name, wanted = str(rules["name"]), rules["expectations"]
-    ids = frame["id"].to_list()
-    inputs = [msgspec.json.decode(content) for content in frame["content"]]
-    early = [one for one in wanted if about_rows(one) and one["type"] in FIRST]
-    late = [one for one in wanted if about_rows(one) and one["type"] not in FIRST]
-    whole = [one for one in wanted if not about_rows(one) and len(ids) >= int(one.get("meta", {}).get(MIN_ROWS, 0))]
-    failed: dict[str, str] = {}
-    findings: list[Finding] = []
-
-    def judge(rows: Any, expectations: list[dict[str, Any]]) -> Any:
-        """The rows that hold; what fails is noted with its first reason."""
-        for finding, fails in validator.run(rows, expectations, name):
-            findings.append(finding)
-            for row in fails:
-                failed.setdefault(row, _reason(finding))
-        return rows[~rows[_ID].isin(list(failed))]
-
-    left = judge(_raw(ids, inputs, problem), early)
-    good = judge(_typed(left, problem), late) if len(left) else left
-    if len(good):
-        findings += [finding for finding, _ in validator.run(good, whole, name)]
-    against = [finding for finding in findings if not finding.rows and not finding.success]
-    broken = [finding for finding in findings if finding.rows and not finding.success and not finding.failed]
-    reasons = [_reason(finding) for finding in (*against, *broken)]
-    if ids and not len(good):
-        reasons.append("no row of it holds")
-    first, last = revisions
-    return WindowReport(
-        id=f"{problem.name}:{first}-{last}",
-        problem=problem.name,
-        first=first,
-        last=last,
-        rows=len(ids),
-        success=not reasons,
-        reason="; ".join(reasons),
-        failed=failed,
-        findings=tuple(findings),
-        suite=name,
-        at=now,
-    )
-
-
-def _reason(finding: Finding) -> str:
-    rule = finding.type.removeprefix("expect_").removeprefix("column_").replace("_", " ")
-    where = f"{finding.column}: " if finding.column else ""
-    return (
-        f"{where}expected {rule}"
-        + (f" ({finding.expected})" if finding.expected else "")
-        + (f", got {finding.observed}" if finding.observed else "")
-    )
+) -> WindowReport | None:
+    """The whole step: the window that is due, judged by the problem's suite and recorded. None when none is due."""
+    window = pending_window(lake, problem.name, now=now, force=force)
+    if window is None:
+        return None
+    suite = ensure(lake, problem, folder=folder)
+    span = (window.first, window.last)
+    report = validate(window.frame, suite, problem, now=now, validator=validator, revisions=span)
+    admit_window(lake, report)
+    return report
