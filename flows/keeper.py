@@ -1,0 +1,304 @@
+"""The keeper: lands what Kafka has, joins what landed, starts what is due. Three loops in one process, none waits for another.
+
+    intake   poll → judge → one Delta commit with the offsets in it        (10 to 20 ms a commit; nothing else on this thread)
+    joins    landed events → rows and holdout; counts labels; compacts     (at most every `ingest.join_every_s`)
+    errands  control topic → runs of deployments; trims the embedded broker; signs of life
+
+Prefect is not needed here: `ingest.py` shows segments of this work as flow runs, `always.py` is the process around both.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import polars as pl
+from truing.flows.errands import Start, Trigger, control_places, decide, remember
+from truing.infra.broker import connection
+from truing.infra.catalog import catalog
+from truing.infra.heartbeat import beat
+from truing.infra.keys import Keyring
+from truing.infra.settings import Settings
+from truing.tasks.errors import TruingError, Unavailable
+from truing.tasks.events import checks as row_checks
+from truing.tasks.events import join
+from truing.tasks.events.intake import Check, app_of, land, places, recall
+from truing.tasks.events.lake import Lake, Stale, Vault
+from truing.tasks.events.schema import Proofs
+from truing.tasks.events.stream import Chunk, Reader
+from truing.tasks.problem import Problem
+
+BEAT_S = 2.0
+RETRY_S = 0.5  # before something that was away is tried again
+COMPACT_S = 30.0
+TRIM_S = 5.0
+EVERYTHING = 5_000_000  # identities remembered while a new epoch is read from its start
+
+
+class Keeper:
+    """Everything the three loops share. `run` returns when `stop` is set and the commit in flight is done."""
+
+    def __init__(self, settings: Settings, *, start: Start, log: Callable[[str], None]) -> None:
+        self.settings = settings
+        self.log = log
+        self.start = start
+        self.stop = threading.Event()
+        self.changed = threading.Event()  # something landed that is not joined yet
+        self.tally: Counter[str] = Counter()  # by disposition, type, reason; since this keeper began
+        self.ticked = time.monotonic()  # last sign of life of intake
+        self.failed: BaseException | None = None
+        self._lock = _claim(settings)
+        ring = Keyring(settings.keys)
+        self.problems: dict[str, Problem] = {name: problem for name, (problem, _) in catalog(settings.problems).items()}
+        self.proofs = Proofs.of(
+            list(self.problems.values()),
+            wire=ring.read("wire"),
+            salt=ring.read("actor-salt"),
+            keys={name: {source: ring.source(name, source) for source in p.sources} for name, p in self.problems.items()},
+        )
+        self._split_salt = ring.read("split-salt")
+        for root in (settings.vault, settings.lake):
+            try:
+                root.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise Unavailable(f"expected a writable folder {root}, got: {error.strerror}; check its permissions") from None
+        self.checks: dict[str, Check] = {}
+        self._suites: dict[str, object] = {}
+        self.refresh_checks()
+        self.vault = Vault(settings.vault)  # of intake alone: every loop has handles of its own
+        self._resume()
+
+    def _resume(self) -> None:
+        """Places, fences and memory from what is in the lake."""
+        kafka = self.settings.kafka
+        found = places(self.vault, kafka.group, kafka.topic)
+        self.recent = recall(self.vault)
+        self.reader = Reader(connection(self.settings), kafka.topic, found)
+        self._epochs = {partition: place.epoch for partition, place in found.items()}
+        self._recorded: dict[str, int | None] = {}
+
+    def refresh_checks(self) -> None:
+        """Compile the row checks of every problem whose suite is new or changed."""
+        for name, problem in self.problems.items():
+            suite = row_checks.load(problem, folder=self.settings.problems / name, kept=self.settings.lake / "expectations")
+            if name not in self.checks or suite != self._suites[name]:
+                self._suites[name] = suite
+                self.checks[name] = row_checks.compile(suite, problem)
+
+    # --- intake
+    def gather(self) -> list[Chunk]:
+        """Records for one commit: up to `ingest.batch`, waiting at most `ingest.linger_ms` after the first."""
+        most, linger_s = self.settings.ingest.batch, self.settings.ingest.linger_ms / 1000
+        chunks = self.reader.poll(100, most)
+        count, end = sum(len(chunk.records) for chunk in chunks), time.monotonic() + linger_s
+        while chunks and count < most and not self.stop.is_set():
+            left = end - time.monotonic()
+            if left <= 0:
+                break
+            more = self.reader.poll(int(left * 1000), most - count)
+            count += sum(len(chunk.records) for chunk in more)
+            chunks += more
+        return chunks
+
+    def commit(self, chunks: list[Chunk]) -> int:
+        """Land the chunks in one Delta commit that carries the next offset of each partition. Raises Stale, Unavailable."""
+        kafka = self.settings.kafka
+        if any(chunk.epoch > self._epochs.get(chunk.partition, 0) for chunk in chunks):
+            self.recent = recall(self.vault, EVERYTHING)  # a log read again from its start: all of it may have landed
+        landing = land(chunks, topic=kafka.topic, proofs=self.proofs, recent=self.recent, checks=self.checks, now=time.time())
+        apps = {app_of(kafka.group, kafka.topic, *where): offset for where, offset in landing.positions.items()}
+        for app in apps:
+            if app not in self._recorded:
+                self._recorded[app] = self.vault.transaction("landing", app)
+        self.vault.append("landing", landing.frame, app=list(apps.items()), expect={app: self._recorded[app] for app in apps})
+        self._recorded.update(apps)
+        self._epochs.update(landing.positions.keys())
+        self.recent.add(landing.fresh)
+        self.tally.update(landing.counts)
+        for column in ("type", "reason"):
+            self.tally.update(
+                {f"{column} {value}": n for value, n in landing.frame[column].value_counts().iter_rows() if value}
+            )
+        self.changed.set()
+        return landing.frame.height
+
+    def intake(self) -> None:
+        """The loop that must not wait. What can't be committed now is held and tried again; nothing new is read meanwhile."""
+        held: list[Chunk] = []
+        said = ""
+        while not self.stop.is_set():
+            self.ticked = time.monotonic()
+            try:
+                held = held or self.gather()
+                if held:
+                    self.commit(held)
+                    held = []
+                if said:
+                    said = ""
+                    self.log("intake goes on")
+            except Stale as error:
+                self.log(f"{error}")
+                held = []
+                self.reader.close()
+                self._resume()
+            except Unavailable as error:
+                if str(error) != said:
+                    said = str(error)
+                    self.log(said)
+                self.stop.wait(RETRY_S)
+            while self.reader.notes:
+                self.log(self.reader.notes.pop(0))
+        self.reader.close()
+
+    # --- joins
+    def joins(self) -> None:
+        """Rows follow events at most every `join_every_s`, and once more after the last of them."""
+        vault, lake = Vault(self.settings.vault), Lake(self.settings.lake)
+        triggers = self._triggers(vault, lake)
+        compacted, tried = time.monotonic(), 0.0
+        self.changed.set()  # what an earlier keeper landed and did not join
+        while not self.stop.is_set():
+            fresh, begun = self.changed.wait(1.0), time.monotonic()
+            try:
+                if fresh:
+                    self.changed.clear()
+                    self._derive(vault, lake, triggers)
+                if begun - compacted > (4 * COMPACT_S if fresh else COMPACT_S):
+                    compacted = begun
+                    self.refresh_checks()
+                    vault.compact()
+                    lake.compact()
+                if begun - tried > RETRY_S:
+                    tried = begun
+                    self._pull(triggers)
+            except TruingError as error:
+                self.log(f"join: {error}")
+                self.changed.set()
+                self.stop.wait(RETRY_S)
+            self.stop.wait(max(0.0, begun + self.settings.ingest.join_every_s - time.monotonic()))
+
+    def _derive(self, vault: Vault, lake: Lake, triggers: dict[str, Trigger]) -> None:
+        derived = join.derive(vault, lake, self.problems, salt=self._split_salt, now=time.time())
+        self.tally.update({"rows": sum(derived.joined.values()), "labelled": sum(derived.labelled.values())})
+        for name, count in derived.labelled.items():
+            triggers[name].labelled += count
+
+    def _triggers(self, vault: Vault, lake: Lake) -> dict[str, Trigger]:
+        labelled = lake.scan("rows").filter(pl.col("target").is_not_null()).select("problem", "id").unique()
+        counts = dict(labelled.group_by("problem").len().collect().iter_rows())
+        return {
+            name: Trigger(vault, name, after=problem.cadence.improve_after, labelled=counts.get(name, 0))
+            for name, problem in self.problems.items()
+        }
+
+    def _pull(self, triggers: dict[str, Trigger]) -> None:
+        for trigger in triggers.values():
+            rows = trigger.waiting
+            try:
+                if trigger.pull(self.start):
+                    self.tally["improves started"] += 1
+                    self.log(f"improve/{trigger.problem} started: {rows} newly labelled rows")
+            except Unavailable as error:
+                self._say_once(str(error))
+
+    # --- errands
+    def errands(self) -> None:
+        """Control topic, trimming, signs of life."""
+        kafka = self.settings.kafka
+        vault = Vault(self.settings.vault)
+        control = Reader(connection(self.settings), kafka.control, control_places(vault, kafka.group, kafka.control))
+        waiting: list[tuple[str, int, bytes | None, tuple[str, int]]] = []
+        beaten = trimmed = 0.0
+        floor: dict[int, int] = {}
+        while not self.stop.is_set():
+            try:
+                for chunk in control.poll(200, 100):
+                    for offset, value in chunk.records:
+                        app = app_of(kafka.group, kafka.control, chunk.partition, chunk.epoch)
+                        key = f"{kafka.control}:{chunk.partition}:{chunk.epoch}:{offset}"
+                        waiting.append((key, offset, value, (app, offset + 1)))
+                while waiting and not self.stop.is_set():
+                    self._handle(vault, *waiting[0])
+                    waiting.pop(0)
+                self._said = ""
+            except TruingError as error:
+                self._say_once(str(error))
+                self.stop.wait(RETRY_S)
+            now = time.monotonic()
+            if now - beaten > BEAT_S:
+                beaten = now
+                beat(self.settings, "ingest", now=time.time(), counts=dict(self.tally), idle_s=round(now - self.ticked, 1))
+            if kafka.broker == "embedded" and now - trimmed > TRIM_S:
+                trimmed = now
+                floor = self._trim(floor)
+        control.close()
+
+    def _handle(self, vault: Vault, key: str, offset: int, value: bytes | None, app: tuple[str, int]) -> None:
+        asked = decide(value, self.problems, now=time.time())
+        run = self.start(asked.deployment, key) if asked.deployment else None
+        remember(vault, key, asked.problem, offset, {"act": asked.act, "word": asked.word, "run": run}, app)
+        if asked.act != "noted":
+            self.log(f"{asked.act}: {asked.word}")
+        self.tally[f"requests {asked.act}"] += 1
+
+    _said = ""
+
+    def _say_once(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            self.log(text)
+
+    def _trim(self, floor: dict[int, int]) -> dict[int, int]:
+        """The embedded broker rewrites all it holds each second: let it forget what has landed, but for the last record."""
+        upto: dict[int, int] = {}
+        for app, offset in list(self._recorded.items()):
+            partition, epoch = (int(part) for part in app.rsplit(":", 2)[1:])
+            if offset and epoch == self._epochs.get(partition) and offset - 1 > floor.get(partition, 0) + 500:
+                upto[partition] = offset - 1
+        if upto:
+            self.reader.trim(upto)
+        return floor | upto
+
+    # --- running
+    def run(self) -> None:
+        """All loops until `stop`; raises what any of them died of."""
+        threads = [
+            threading.Thread(target=self._guard, args=(loop,), name=loop.__name__, daemon=True)
+            for loop in (self.intake, self.joins, self.errands)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        os.close(self._lock)
+        if self.failed is not None:
+            raise self.failed
+
+    def _guard(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except BaseException as error:
+            self.failed = self.failed or error
+            raise
+        finally:
+            self.stop.set()
+
+
+def _claim(settings: Settings) -> int:
+    """One keeper per data folder: a lock that the kernel drops with the process. Raises Unavailable."""
+    folder = settings.data / "run"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / "ingest.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise Unavailable(f"expected a writable folder {folder}, got: {error.strerror}; check its permissions") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise Unavailable(f"expected no other keeper on {settings.data}, got one; it goes on, this one is not needed") from None
+    return handle
