@@ -40,8 +40,9 @@ def improve(problem: str) -> dict[str, Any]:
     tried = len(lake.records("trials", Trial, problem=problem))
 
     candidate = learn(
-        lake, registry, spec, policy, study=study, now=time.time(), progress=Shown(problem, given.trials + 4, log)
-    )
+        lake, registry, spec, policy, folder=settings.problems / problem,
+        study=study, now=time.time(), progress=Shown(problem, given.trials + 4, log),
+    )  # fmt: skip
     if candidate is None:
         log.info("nothing new")
         return {"candidate": None}

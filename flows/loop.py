@@ -20,14 +20,15 @@ from truing.tasks import seal
 from truing.tasks.errors import Refused
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
-from truing.tasks.records import Candidate, Cause, Outcome, Refusal, Release, Split, Verdict
+from truing.tasks.records import Candidate, Outcome, Refusal, Release, Split, Verdict
 
 if TYPE_CHECKING:
     import polars as pl
 
     from truing.tasks.events.lake import Lake, Vault
     from truing.tasks.kinds.model import Model
-    from truing.tasks.release.registry import Registry, Version
+    from truing.tasks.release.registry import Registry
+    from truing.tasks.release.versions import Rollback, Version
 
 Progress = Callable[[int, int, str], None]  # done, of, what: called between steps
 
@@ -247,49 +248,55 @@ def decide(
 # --- release ------------------------------------------------------------------------------------------------------------------
 
 
+def releases(lake: Lake, registry: Registry, problem: Problem, keys: seal.Keys) -> list[Release]:
+    """Every release there ever was, by rising sequence: the registry's statements and the lake's record of finished ones.
+
+    Both are asked, so a registry that was restored from an older copy can't make a sequence fall.
+    """
+    known = {one.sequence: one for one in lake.records("releases", Release, problem=problem.name)}
+    known |= {one.sequence: one for one in registry.releases(problem.name, keys)}
+    return [known[sequence] for sequence in sorted(known)]
+
+
 def release(
     lake: Lake,
     registry: Registry,
     problem: Problem,
-    version: Version,
+    version: str,
     *,
-    cause: Cause,
-    reason: str,
+    asked: Rollback | None = None,
     environment: str,
     offices: Offices,
     now: float,
 ) -> Release | Refusal:
-    """An approved version (or, for a rollback, a formerly released one) → a signed release that `champion` points to.
+    """An approved version → a signed release that `champion` points to; with `asked`, a released one served again.
 
-    Every step can be repeated: the statement is written before `champion` moves, and a statement that is there already for the
-    same approval is taken up again, never made twice.
+    Every step can be repeated: the plan for the same approval is the same statement, it is attached before `champion` moves, and
+    the lake's record comes last. A crash in between leaves the old state, and the next call finishes.
     """
-    from truing.tasks.release.manifest import make_release, unfinished
+    from truing.tasks.release.promotion import check, plan_promotion, plan_rollback
 
-    released = lake.records("releases", Release, problem=problem.name)
-    facts = registry.facts(problem.name, version.version)
-    statement = unfinished(facts, released, cause=cause, keys=offices.public)
-    if statement is None:
-        if cause is not Cause.ROLLBACK:
-            facts = facts_without_release(facts)
-        made = make_release(
-            facts, problem, released, cause=cause, reason=reason, keys=offices.public, now=now,
-            environment={"name": environment, "truing": installed("truing"), "python": platform.python_version()},
-        )  # fmt: skip
-        if isinstance(made, Refusal):
-            return made
-        statement = made
-        registry.attach_release(problem.name, version.version, seal.sign(statement, seal.RELEASE_TYPE, offices.release))
-    registry.move_champion(problem.name, version.version)
-    lake.record("releases", [statement])
-    return statement
-
-
-def facts_without_release(facts: seal.Facts) -> seal.Facts:
-    """A promotion is judged by its verdict and approval alone; a statement left from an earlier release does not count."""
-    import msgspec
-
-    return msgspec.structs.replace(facts, release=None)
+    past = releases(lake, registry, problem, offices.public)
+    facts = registry.facts(problem.name, version, keys=offices.public)
+    where = {"name": environment, "truing": installed("truing"), "python": platform.python_version()}
+    plan: Release | Refusal
+    if asked is None:
+        plan = plan_promotion(facts, past=past, keys=offices.public, environment=where, now=now)
+    else:
+        plan = plan_rollback(asked, facts, past=past, environment=where, now=now)
+    if isinstance(plan, Refusal):
+        return plan
+    floor = past[-1].sequence if past else 0
+    refusal = check(plan, facts, private_key=offices.release, keys=offices.public, now=now, floor_sequence=floor)
+    if refusal is not None:
+        return refusal
+    if plan not in past:
+        registry.attach_release(
+            problem.name, version, seal.sign(plan, seal.RELEASE_TYPE, offices.release), sequence=plan.sequence
+        )
+    registry.move_champion(problem.name, version)
+    lake.record("releases", [plan])
+    return plan
 
 
 def _in(*splits: Split) -> pl.Expr:

@@ -10,8 +10,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from truing.flows import loop
@@ -22,12 +23,13 @@ from truing.tasks import seal
 from truing.tasks.errors import DataError, Refused, TruingError, Unavailable
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
-from truing.tasks.records import Cause, Outcome, Refusal, Release, Verdict
+from truing.tasks.records import Approval, Cause, Outcome, Refusal, Release, Verdict
 
 if TYPE_CHECKING:
     from truing.infra.settings import Settings
     from truing.tasks.events.lake import Lake, Vault
-    from truing.tasks.release.registry import Registry, Version
+    from truing.tasks.release.registry import Registry
+    from truing.tasks.release.versions import Model, Rollback, Version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class Desk:
     vault: Vault
     registry: Registry
     offices: loop.Offices
-    announce: Callable[[dict[str, Any]], None]
+    announce: Callable[[dict[str, Any]], str]
 
 
 def log(text: str) -> None:
@@ -51,76 +53,83 @@ def turn(desk: Desk, *, said: set[str]) -> int:
     """One look at the registry; returns how many acts were done. `said` keeps refusals from being logged each time."""
     acts = 0
     for problem, policy in desk.problems.values():
-        name = problem.name
-        model = desk.registry.model(name)
-        if model is None:
+        versions = desk.registry.versions(problem.name)
+        if not versions:
             continue
-        if model.policy_proposed != policy.digest:
-            desk.registry.propose_policy(name, policy)
+        model = desk.registry.model(problem.name)
+        if model.tags.get("policy.proposed") != policy.digest:
+            desk.registry.propose_policy(problem.name, policy.digest)
             acts += 1
-        versions = desk.registry.versions(name)
-        serving = next((known for known in versions if known.version == model.champion), None)
-        for version in versions:
-            due = undecided(version, serving, policy)
-            if due:
-                acts += attempt(
-                    desk, "gate", problem, version.version, lambda v=version: judged(desk, problem, policy, v), said
-                )
-        if model.frozen:
-            continue
-        for version in waiting(desk, problem, versions, serving):
-            cause = Cause.GENESIS if serving is None else Cause.PROMOTE
-            acts += attempt(
-                desk, "release", problem, version.version, lambda v=version, c=cause: released(desk, problem, v, c), said
-            )  # fmt: skip
-            break  # one at a time: the next one's verdict is stale now
-        if model.rollback_to is not None:
-            acts += attempt(desk, "rollback", problem, model.rollback_to, lambda m=model: rolled_back(desk, problem, m), said)
+        for act, version, do in due(desk, problem, policy, model, versions):
+            acts += attempt(desk, act, problem, version, do, said)
     return acts
 
 
-def undecided(version: Version, serving: Version | None, policy: Policy) -> bool:
-    """No verdict yet, or one that another release or policy has made stale while nobody has blocked or rejected it."""
-    if version.verdict is None:
-        return version.candidate is not None
-    if version.outcome is Outcome.BLOCK or version.approval == "rejected" or version.release is not None:
+def due(
+    desk: Desk, problem: Problem, policy: Policy, model: Model, versions: list[Version]
+) -> Iterator[tuple[str, str, Callable[[], str]]]:
+    """What has to be done now, as (act, version, what does it): verdicts, then one release, then one rollback."""
+    serving = next((known for known in versions if known.version == model.champion), None)
+    for version in versions:
+        if undecided(version, serving, policy, desk.offices.public):
+            yield "gate", version.version, partial(judged, desk, problem, policy, version)
+    if model.frozen:
+        return
+    finished = desk.lake.records("releases", Release, problem=problem.name)
+    approved = waiting(versions, finished, desk.offices.public)
+    if approved:  # one at a time: when it serves, the next one's verdict is stale
+        yield "release", approved[0].version, partial(released, desk, problem, approved[0].version)
+    asked = model.rollback
+    if asked is not None and not any(
+        one.cause is Cause.ROLLBACK and one.version == asked.version and one.at >= asked.at for one in finished
+    ):
+        yield "rollback", asked.version, partial(released, desk, problem, asked.version, asked)
+
+
+def undecided(version: Version, serving: Version | None, policy: Policy, keys: seal.Keys) -> bool:
+    """No verdict that counts yet; or one that another release or another policy has overtaken while it was still open."""
+    if version.candidate is None:
         return False
-    stale = serving is not None and version.verdict_champion != serving.payload and int(version.version) > int(serving.version)
-    changed = version.verdict_policy != policy.digest
-    return (stale or changed) and version.looks < 20
+    verdict = seal.open_envelope(version.verdict, Verdict, seal.VERDICT_TYPE, keys.gate)
+    if isinstance(verdict, Refusal):
+        return True
+    if verdict.outcome is Outcome.BLOCK or version.approval in ("rejected", "revoked") or version.release is not None:
+        return False
+    newer = serving is None or version.number > serving.number
+    overtaken = serving is not None and verdict.champion != serving.payload
+    return newer and (overtaken or verdict.policy != policy.digest)
 
 
-def waiting(desk: Desk, problem: Problem, versions: list[Version], serving: Version | None) -> list[Version]:
-    """Approved versions that no release stands for yet, oldest approval first."""
-    done = {release.approval for release in desk.lake.records("releases", Release, problem=problem.name)}
-    due = [
-        version
-        for version in versions
-        if version.approval == "approved" and version.approval_digest is not None and version.approval_digest not in done
-    ]
-    return sorted(due, key=lambda version: version.approved_at or 0.0)
+def waiting(versions: list[Version], finished: list[Release], keys: seal.Keys) -> list[Version]:
+    """Approved versions that no finished release stands for yet, oldest approval first."""
+    done = {release.approval for release in finished}
+    found = []
+    for version in versions:
+        approval = seal.open_envelope(version.stamp, Approval, seal.APPROVAL_TYPE, keys.registry) if version.stamp else None
+        if isinstance(approval, Approval) and approval.decision == "approved" and seal.digest(approval) not in done:
+            found.append((approval.at, version.number, version))
+    return [version for _, _, version in sorted(found, key=lambda each: each[:2])]
 
 
-def attempt(desk: Desk, act: str, problem: Problem, version: str, do: Callable[[], str | None], said: set[str]) -> int:
+def attempt(desk: Desk, act: str, problem: Problem, version: str, do: Callable[[], str], said: set[str]) -> int:
     """Do one act as a Prefect run; a refusal or an absent part is logged once and tried again at the next turn."""
     try:
-        told = as_run(desk, act, problem.name, version, do)
+        told = as_run(desk.settings, act, problem.name, version, do)
     except (Refused, Unavailable, DataError) as error:
         word = f"{act} {problem.name} v{version}: {error}"
         if word not in said:
             said.add(word)
             log(word)
         return 0
-    if told is None:
-        return 0
     log(f"{act} {problem.name} v{version}: {told}")
     return 1
 
 
 def judged(desk: Desk, problem: Problem, policy: Policy, version: Version) -> str:
-    verdict: Verdict = loop.decide(
+    verdict = loop.decide(
         desk.vault, desk.lake, desk.registry, problem, policy, version,
-        offices=desk.offices, now=time.time(), timer=time.perf_counter,
+        offices=desk.offices, ledger=desk.settings.vault / "ledger" / f"{problem.name}.jsonl", now=time.time(),
+        timer=time.perf_counter,
     )  # fmt: skip
     desk.announce(
         {"type": "model.ready", "problem": problem.name, "version": version.version, "outcome": str(verdict.outcome),
@@ -129,28 +138,15 @@ def judged(desk: Desk, problem: Problem, policy: Policy, version: Version) -> st
     return f"{verdict.outcome}: {verdict.reason}"
 
 
-def released(desk: Desk, problem: Problem, version: Version, cause: Cause) -> str:
-    return _release(desk, problem, version, cause, version.approval_reason or "")
-
-
-def rolled_back(desk: Desk, problem: Problem, model: Any) -> str | None:
-    """Serve an old payload again as a new release; a request that was carried out is not carried out twice."""
-    done = desk.lake.records("releases", Release, problem=problem.name)
-    request = model.rollback_request
-    if any(release.cause is Cause.ROLLBACK and release.approval == request for release in done):
-        return None
-    version = next(known for known in desk.registry.versions(problem.name) if known.version == model.rollback_to)
-    return _release(desk, problem, version, Cause.ROLLBACK, model.rollback_reason or "")
-
-
-def _release(desk: Desk, problem: Problem, version: Version, cause: Cause, reason: str) -> str:
+def released(desk: Desk, problem: Problem, version: str, asked: Rollback | None = None) -> str:
+    """Release an approved version, or with `asked` serve an earlier one again."""
     statement = loop.release(
         desk.lake, desk.registry, problem, version,
-        cause=cause, reason=reason, environment=desk.settings.environment, offices=desk.offices, now=time.time(),
+        asked=asked, environment=desk.settings.environment, offices=desk.offices, now=time.time(),
     )  # fmt: skip
     if isinstance(statement, Refusal):
         raise Refused(statement)
-    kind = "model.rolled-back" if cause is Cause.ROLLBACK else "model.released"
+    kind = "model.rolled-back" if statement.cause is Cause.ROLLBACK else "model.released"
     desk.announce(
         {"type": kind, "problem": problem.name, "version": statement.version, "sequence": statement.sequence,
          "payload": statement.payload}
@@ -161,18 +157,17 @@ def _release(desk: Desk, problem: Problem, version: Version, cause: Cause, reaso
 # --- runs in Prefect ----------------------------------------------------------------------------------------------------------
 
 
-def as_run(desk: Desk, act: str, problem: str, version: str, do: Callable[[], str | None]) -> str | None:
+def as_run(settings: Settings, act: str, problem: str, version: str, do: Callable[[], str]) -> str:
     """`do` as a Prefect run named after the act, or plainly while Prefect does not answer. `do` runs once at most."""
-    if not prefect_answers(desk.settings.prefect_url):
+    if not prefect_answers(settings.prefect_url):
         return do()
     from prefect import flow
     from prefect.artifacts import create_markdown_artifact
 
     begun = False
-    refused: list[TruingError] = []
 
     @flow(name=act, flow_run_name=f"{act} {problem} v{version}", validate_parameters=False, persist_result=False, retries=0)
-    def run(problem: str, version: str) -> str | None:
+    def run(problem: str, version: str) -> str:
         nonlocal begun
         begun = True
         told = do()
@@ -180,14 +175,12 @@ def as_run(desk: Desk, act: str, problem: str, version: str, do: Callable[[], st
         return told
 
     try:
-        result: str | None = run(problem, version)
-        return result
+        return str(run(problem, version))
     except TruingError:
         raise
     except Exception as error:  # noqa: BLE001 - Prefect raises many kinds when its server goes away; the act must not wait for it
         if begun:
             raise Unavailable(f"Prefect went away during {act} ({type(error).__name__}: {error}); looking again") from None
-        del refused
         return do()
 
 
@@ -205,8 +198,8 @@ def prefect_answers(url: str) -> bool:
 
 def open_desk(settings: Settings) -> Desk:
     from truing.infra.catalog import catalog
+    from truing.infra.control import announcer
     from truing.tasks.events.lake import Lake, Vault
-    from truing.tasks.events.stream import announcer
     from truing.tasks.release.registry import Registry
 
     ring = Keyring(settings.keys)
@@ -217,7 +210,7 @@ def open_desk(settings: Settings) -> Desk:
         vault=Vault(settings.vault),
         registry=Registry(settings.registry_url, "steward", ring.password("steward")),
         offices=loop.Offices(gate=ring.read("gate"), release=ring.read("release"), public=ring.public()),
-        announce=announcer(settings.kafka),
+        announce=announcer(settings),
     )
 
 

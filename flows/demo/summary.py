@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from truing.tasks.events.lake import Lake, Vault
-    from truing.tasks.release.registry import Registry, Version
+    from truing.tasks.release.registry import Registry
+    from truing.tasks.release.versions import Version
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -41,6 +42,7 @@ class Line:
     reason: str
     approver: str | None = None
     sequences: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     cause: str | None = None
     holdout: dict[str, Estimate] = field(default_factory=dict)
     groups: dict[str, Estimate] = field(default_factory=dict)
@@ -81,7 +83,7 @@ def summarise(lake: Lake, vault: Vault, registry: Registry, problem: Problem, *,
     for version in versions:
         line = _line(version, by_payload, releases, keys)
         line.holdout, line.groups, line.gap = _standing(models[version.version], judge, problem, group, buckets)
-        mine = traffic.filter(pl.col("release").is_in([f"{problem.name}@{sequence}" for sequence in line.sequences]))
+        mine = traffic.filter(pl.col("release").is_in(line.names))
         if line.sequences and mine.height:
             line.followed, line.gained = _following(mine, models, version, line.parent, first, problem)
         lines.append(line)
@@ -117,6 +119,7 @@ def _line(version: Version, by_payload: dict[str | None, str], releases: list[Re
         reason=version.tags.get("verdict.reason", ""),
         approver=" and ".join(approval.by) if stands and isinstance(approval, Approval) else None,
         sequences=[release.sequence for release in own],
+        names=[release.name for release in own],
         cause=str(own[-1].cause) if own else None,
     )
 
