@@ -238,8 +238,6 @@ def decide(
         evaluation,
         describe(verdict, evaluation, candidate, problem),
         verdict_html(verdict, evaluation, candidate, problem),
-        outcome=verdict.outcome,
-        reason=verdict.reason,
         tags={"verdict.looks": str(look), **bias_tags(evaluation, verdict)},
     )
     return verdict
@@ -291,9 +289,7 @@ def release(
     if refusal is not None:
         return refusal
     if plan not in past:
-        registry.attach_release(
-            problem.name, version, seal.sign(plan, seal.RELEASE_TYPE, offices.release), sequence=plan.sequence
-        )
+        registry.attach_release(problem.name, version, seal.sign(plan, seal.RELEASE_TYPE, offices.release))
     registry.move_champion(problem.name, version)
     lake.record("releases", [plan])
     return plan
