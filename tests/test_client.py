@@ -1,0 +1,296 @@
+"""The client: what an application asks and says arrives, once, or it is told in one line why not."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from truing.infra.broker import command, connection, ensure_topics
+from truing.infra.client import Answer, Client, correction, interaction, rating
+from truing.infra.gateway.cache import Cache, State
+from truing.infra.keys import Keyring
+from truing.infra.settings import Settings, child_environment, load
+from truing.tasks import seal
+from truing.tasks.errors import DataError, Unavailable, UsageError
+from truing.tasks.events.schema import Message, Proofs, judge
+from truing.tasks.kinds.model import FORMAT, Calibration, Card, Model
+from truing.tasks.kinds.tabular import Tabular
+from truing.tasks.learning.protocol import Batch
+from truing.tasks.learning.ridge import Ridge
+from truing.tasks.problem import Problem
+from truing.tasks.records import Cause, Release
+
+ROOT = Path(__file__).resolve().parent.parent
+ANSWER = Answer(prediction_id="p", token="1.x", label="<=50K", probability=0.1, confidence=0.9, version="1", sequence=1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, problem: Problem, adult: list[dict[str, Any]]) -> Settings:
+    """A data folder with keys, and with a released model in the gateway's cache: it needs no registry to boot."""
+    settings = load(
+        data=tmp_path_factory.mktemp("client"),
+        problems=ROOT / "problems",
+        kafka={"bootstrap": f"127.0.0.1:{free_port()}", "broker": "embedded"},
+        ports={"gateway": free_port(), "registry": free_port()},
+    )
+    keyring = Keyring(settings.keys)
+    keyring.create([f"{problem.name}.{source}" for source in problem.sources])
+    rows = [{name: row[name] for name in problem.inputs} for row in adult[:300]]
+    kind = Tabular.grow(problem, rows, labels := [str(row["income"]) for row in adult[:300]], seed=1, trees=10)
+    ridge = Ridge()
+    state = ridge.fit(Batch(kind.encode(rows).matrix, kind.targets(labels), np.ones(300)), labels=2)
+    card = Card(
+        format=FORMAT,
+        kind="tabular",
+        problem=problem.name,
+        head=problem.label,
+        labels=problem.labels,
+        positive=problem.positive,
+        thresholds=(0.5, 0.5),
+        calibration=Calibration(temperature=4.0, bias=(0.0, 0.0)),
+    )
+    model = Model(card, kind.encoder, ridge.head(state, {"penalty": 1.0}))
+    release = Release(
+        problem=problem.name,
+        name="adult@1",
+        version="1",
+        sequence=1,
+        payload=model.payload,
+        verdict="v",
+        approval="a",
+        dataset="d",
+        policy="p",
+        environment={},
+        cause=Cause.GENESIS,
+        replaces=None,
+        at=0.0,
+        expires=None,
+    )
+    envelope = seal.canonical(seal.sign(release, seal.RELEASE_TYPE, keyring.read("release"))).decode()
+    held = State(floor=1, statement=seal.digest(release), version="1", payload=model.payload, envelope=envelope)
+    Cache(settings.data / "gateway" / problem.name).keep(held, model.to_files())
+    return settings
+
+
+@contextmanager
+def broker(settings: Settings) -> Iterator[None]:
+    process = subprocess.Popen(command(settings), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        ensure_topics(settings)
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def stack(settings: Settings) -> Iterator[Settings]:
+    """Broker and gateway, as `truing up` starts them."""
+    code = (sys.executable, "-m", "uvicorn", "--factory", "truing.infra.gateway.app:create_app", "--no-access-log")
+    with broker(settings):
+        gateway = subprocess.Popen(
+            [*code, "--port", str(settings.ports.gateway), "--log-level", "warning"],
+            env=child_environment(settings),
+            cwd=settings.data,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            until(lambda: reaches(f"{settings.gateway_url}/v2/health/ready"))
+            yield settings
+        finally:
+            gateway.terminate()
+            gateway.wait(20)
+
+
+def reaches(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def events(settings: Settings, problem: Problem) -> list[Message]:
+    """All messages of the topic, judged as the reader judges them."""
+    from kafka import KafkaConsumer, TopicPartition
+
+    status = f"{settings.gateway_url}/status"
+    if reaches(status):
+        until(lambda: httpx.get(status, trust_env=False).json()["outbox"]["waiting"] == 0)
+    keyring = Keyring(settings.keys)
+    keys = {problem.name: {source: keyring.source(problem.name, source) for source in problem.sources}}
+    proofs = Proofs.of([problem], wire=keyring.read("wire"), salt=keyring.read("actor-salt"), keys=keys)
+    consumer = KafkaConsumer(**connection(settings), enable_auto_commit=False, auto_offset_reset="earliest")
+    parts = [TopicPartition(settings.kafka.topic, number) for number in range(settings.kafka.partitions)]
+    consumer.assign(parts)
+    ends = consumer.end_offsets(parts)
+    consumer.seek_to_beginning(*parts)
+    found: list[Message] = []
+    end = time.monotonic() + 20
+    while any(consumer.position(part) < ends[part] for part in parts) and time.monotonic() < end:
+        for batch in consumer.poll(timeout_ms=200).values():
+            found += [judge(record.value, proofs=proofs, now=time.time()) for record in batch]
+    consumer.close()
+    return found
+
+
+def inputs_of(problem: Problem, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: row[name] for name in problem.inputs} for row in rows]
+
+
+@pytest.mark.services
+def test_what_is_asked_and_said_arrives_believed(stack: Settings, problem: Problem, adult: list[dict[str, Any]]) -> None:
+    rows = adult[700:706]
+    with Client.of(stack, "adult") as client:
+        answers = client.predict(
+            inputs_of(problem, rows), subjects=[f"s{i}" for i in range(6)], groups=[{"sex": row["sex"]} for row in rows]
+        )
+        assert len(answers) == 6 and {answer.sequence for answer in answers} == {1}
+        assert all(answer.label in problem.labels and 0 <= answer.probability <= 1 for answer in answers)
+        client.rate(answers[0], 0.9, actor="anna")
+        client.correct(answers[1], ">50K", actor="anna")
+        client.interact(answers[2], "dwell", actor="bert", value=3.5)
+        words = [
+            rating(answers[3], 0.2, "carl"),
+            correction(answers[4], "<=50K", "carl"),
+            interaction(answers[5], "click", "dora"),
+        ]
+        receipt = client.feedback([*words, rating(ANSWER, 0.5, "eve")])
+    assert receipt.accepted == 3 and [(one.item, one.code) for one in receipt.refusals] == [(3, "token.forged")]
+    ids = {answer.prediction_id for answer in answers}
+    told = Counter((one.type, one.reason) for one in events(stack, problem) if one.prediction_id in ids)
+    assert told == {("prediction", ""): 6, ("rating", ""): 2, ("correction", ""): 2, ("interaction", ""): 2}
+
+
+@pytest.mark.services
+def test_a_question_asked_again_has_one_event_name(stack: Settings, problem: Problem, adult: list[dict[str, Any]]) -> None:
+    """After a broken connection the same ids are asked again; the reader keeps the first event of each name."""
+    with Client.of(stack, "adult") as client:
+        for _ in range(2):
+            client.predict(inputs_of(problem, adult[:3]), ids=["again-0", "again-1", "again-2"])
+    names = [one.identity for one in events(stack, problem) if (one.prediction_id or "").startswith("again-")]
+    assert len(names) == 6 and len(set(names)) == 3
+
+
+@pytest.mark.services
+def test_a_refused_question_or_word_is_a_data_error_in_one_line(
+    stack: Settings, problem: Problem, adult: list[dict[str, Any]]
+) -> None:
+    with Client.of(stack, "adult") as client:
+        with pytest.raises(DataError, match=r"^expected.*'colour'.*; "):
+            client.predict([*inputs_of(problem, adult[:1]), {"colour": "red"}])
+        with pytest.raises(DataError, match="subjects: expected 1"):
+            client.predict(inputs_of(problem, adult[:1]), subjects=[])
+        with pytest.raises(DataError, match="token"):
+            client.rate(ANSWER, 1.0, actor="eve")
+    with Client.of(stack, "unheard-of") as other, pytest.raises(DataError, match="expected a model of adult"):
+        other.predict(inputs_of(problem, adult[:1]))
+
+
+@pytest.mark.services
+def test_flush_counts_what_the_broker_holds(stack: Settings, problem: Problem, adult: list[dict[str, Any]]) -> None:
+    """2,500 cases with their outcomes: 5,000 messages, two and a half chunks."""
+    rows = inputs_of(problem, adult[:2500])
+    labels = [str(row["income"]) for row in adult[:2500]]
+    with Client.of(stack, "adult", source="backfill") as client:
+        for at, (row, label) in enumerate(zip(rows, labels, strict=True)):
+            answer = (
+                {"label": label, "confidence": 0.8, "probabilities": dict.fromkeys(problem.labels, 0.2) | {label: 0.8}}
+                if at % 2
+                else None
+            )
+            client.backfill_prediction(
+                f"case-{at}", row, subject=f"p{at}", groups={"sex": "Female"}, answer=answer, time=time.time()
+            )
+            client.outcome(f"case-{at}", label, time=time.time())
+        assert client.flush() == 5000 and client.flush() == 0 and client.waiting == 0
+    told = Counter((one.type, one.reason) for one in events(stack, problem) if (one.prediction_id or "").startswith("case-"))
+    assert told == {("prediction", ""): 2500, ("outcome", ""): 2500}
+
+
+@pytest.mark.services
+def test_an_outcome_sent_twice_has_one_name(stack: Settings, problem: Problem) -> None:
+    at = time.time()
+    for _ in range(2):
+        with Client.of(stack, "adult", source="outcomes") as client:
+            client.outcome("twice", ">50K", time=at)
+            assert client.flush() == 1
+    names = [one.identity for one in events(stack, problem) if one.prediction_id == "twice"]
+    assert len(names) == 2 and len(set(names)) == 1
+
+
+@pytest.mark.services
+def test_a_source_may_send_only_its_types(stack: Settings, problem: Problem) -> None:
+    """The client signs what it is told; the reader knows that `outcomes` may send outcomes only."""
+    with Client.of(stack, "adult", source="outcomes") as client:
+        client.review("only", ">50K", reviewer="rita")
+        client.attribute("only", {"sex": "Female"})
+        client.outcome("only", ">50K")
+    told = [one for one in events(stack, problem) if b'"predictionid":"only"' in one.data or one.prediction_id == "only"]
+    assert Counter(one.reason for one in told) == {"source.type": 2, "": 1}
+
+
+def test_without_a_broker_it_says_so_and_keeps_what_was_said(tmp_path: Path, problem: Problem) -> None:
+    settings = load(
+        data=tmp_path, problems=ROOT / "problems", kafka={"bootstrap": f"127.0.0.1:{free_port()}", "broker": "embedded"}
+    )
+    Keyring(settings.keys).create([f"{problem.name}.{source}" for source in problem.sources])
+    client = Client.of(settings, "adult", source="outcomes", timeout_s=1.0)
+    for at in range(3):
+        client.outcome(f"late-{at}", ">50K")
+    with pytest.raises(Unavailable) as caught:
+        client.flush(timeout_s=0.5)
+    assert "3 events wait" in str(caught.value) and "\n" not in str(caught.value) and client.waiting == 3
+    with broker(settings):
+        assert client.flush() == 3
+        client.close()
+        assert sorted(one.prediction_id or "" for one in events(settings, problem)) == ["late-0", "late-1", "late-2"]
+
+
+def test_without_a_gateway_it_says_so() -> None:
+    with (
+        Client("adult", gateway=f"http://127.0.0.1:{free_port()}", timeout_s=0.3) as client,
+        pytest.raises(Unavailable, match=r"^expected an answer of the gateway at http://127.0.0.1:\d+, got ConnectError; see"),
+    ):
+        client.predict([{"age": 30}])
+
+
+def test_only_a_source_with_a_key_sends_outcomes() -> None:
+    with Client("adult") as client, pytest.raises(UsageError, match="source and source_key"):
+        client.outcome("p", ">50K")
+    with Client("adult", source="outcomes", source_key=b"k" * 32) as client:
+        client.outcome("p", ">50K")
+        with pytest.raises(UsageError, match="bootstrap_servers"):
+            client.flush()
+        client._waiting.clear()
+
+
+def test_an_event_that_no_reader_would_take_is_refused_here() -> None:
+    with Client("adult", source="backfill", source_key=b"k" * 32) as client:
+        with pytest.raises(DataError, match="at most"):
+            client.backfill_prediction("p", {"text": "x" * 300_000})
+        with pytest.raises(DataError, match="prediction"):
+            client.backfill_prediction("p", {}, answer={"label": ">50K"})
+        assert client.waiting == 0
