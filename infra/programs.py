@@ -17,7 +17,7 @@ class Program(Record, frozen=True):
     """One supervised process. `server` parts are stopped after those that talk to them."""
 
     name: str
-    command: tuple[str, ...]
+    command: tuple[str, ...]  # empty: the embedded broker's, which makes its folder when asked for
     port: int | None = None
     setting: str = ""  # the environment variable that moves the port
     url: str | None = None  # answers 2xx when healthy
@@ -31,13 +31,11 @@ def programs(settings: Settings) -> tuple[Program, ...]:
     uvicorn = (python, "-m", "uvicorn", "--factory", "--host", settings.host, "--no-access-log", "--log-level", "warning")
     found: list[Program] = []
     if settings.kafka.broker == "embedded":
-        from truing.infra.broker import command
-
         port = int(settings.kafka.bootstrap.rpartition(":")[2])
         found.append(
             Program(
                 name="broker",
-                command=tuple(command(settings)),
+                command=(),
                 port=port,
                 setting="TRUING_KAFKA__BOOTSTRAP",
                 server=True,
@@ -133,9 +131,14 @@ def configuration(settings: Settings, parts: tuple[Program, ...]) -> str:
         "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface",
     ]
     for part in parts:
+        command = part.command
+        if not command:
+            from truing.infra.broker import command as broker
+
+            command = tuple(broker(settings))
         lines += [
             f"[program:{part.name}]",
-            f"command={_literal(shlex.join(part.command))}",
+            f"command={_literal(shlex.join(command))}",
             f"directory={_literal(settings.data)}",
             f"priority={10 if part.server else 20}",
             "autorestart=true",

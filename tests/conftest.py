@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from truing.infra import settings as settings_module
 from truing.infra.keys import Keyring
+from truing.infra.settings import Settings
 from truing.tasks.policy import Policy, load_policy
 from truing.tasks.problem import Problem, load_problem
+
+if TYPE_CHECKING:
+    from truing.infra.stack import Stack
 
 ROOT = Path(__file__).resolve().parent.parent
 settings_module.quiet()
@@ -37,3 +43,46 @@ def adult() -> list[dict[str, Any]]:
     from truing.flows.demo.adult import read_adult
 
     return read_adult()
+
+
+def free_ports(n: int) -> list[int]:
+    """Ports that nobody listens on now; all are held until the last is found, so they differ."""
+    held = [socket.socket() for _ in range(n)]
+    try:
+        for one in held:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in held]
+    finally:
+        for one in held:
+            one.close()
+
+
+@pytest.fixture(scope="session")
+def settings_in() -> Callable[..., Settings]:
+    """Settings for a stack of its own below a folder, on free ports: `settings_in(folder, **more)`."""
+
+    def make(folder: Path, **more: Any) -> Settings:
+        gateway, registry, prefect, kafka = free_ports(4)
+        given = {
+            "data": folder / "data",
+            "problems": ROOT / "problems",
+            "ports": {"gateway": gateway, "registry": registry, "prefect": prefect},
+            "kafka": {"bootstrap": f"127.0.0.1:{kafka}", "broker": "embedded"},
+            **more,
+        }
+        return settings_module.load(**given)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, settings_in: Callable[..., Settings]) -> Iterator[Stack]:
+    """The whole stack, healthy, once a session; ended with it. Tests may use it and must leave it running."""
+    from truing.infra.stack import Stack
+
+    whole = Stack(settings_in(tmp_path_factory.mktemp("stack")))
+    whole.up(lambda part, text: print(f"{part}: {text}"))
+    try:
+        yield whole
+    finally:
+        whole.down()

@@ -1,0 +1,213 @@
+"""The command line: one line per error, the right exit code, results on stdout only."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from truing.flows.cli.main import main
+from truing.infra.keys import Keyring
+from truing.infra.stack import Stack
+from truing.tasks.problem import Problem
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], settings_in: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`run("send", …)` → (exit code, stdout, stderr) with a data folder of its own and free ports."""
+    settings = settings_in(tmp_path)
+    monkeypatch.setenv("TRUING_KAFKA__BOOTSTRAP", settings.kafka.bootstrap)
+    for part in ("gateway", "registry", "prefect"):
+        monkeypatch.setenv(f"TRUING_PORTS__{part.upper()}", str(getattr(settings.ports, part)))
+
+    def go(*argv: str) -> tuple[int, str, str]:
+        code = main([*argv, "--data", str(settings.data), "--problems", str(ROOT / "problems")])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    go.settings = settings  # type: ignore[attr-defined]
+    return go
+
+
+def one_line(text: str) -> bool:
+    return text.endswith("\n") and text.count("\n") == 1 and "Traceback" not in text
+
+
+def test_help_is_readable_and_light() -> None:
+    script = """
+import sys
+from truing.flows.cli.main import main
+code = main([])
+print([name for name in ("prefect", "mlflow", "torch", "polars", "pydantic", "kafka") if name in sys.modules])
+sys.exit(code)"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "approve a version's verdict" in done.stdout
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_status_of_nothing_says_so_and_exits_1(run: Any) -> None:
+    code, out, err = run("status")
+    assert code == 1 and out.startswith("down: nothing runs on") and err == ""
+    assert not run.settings.data.exists()
+
+
+def test_status_json_is_json(run: Any) -> None:
+    code, out, _ = run("status", "--json")
+    found = json.loads(out)
+    assert code == 1 and found["up"] is False and found["problems"][0]["problem"] == "adult"
+
+
+def test_down_of_nothing_is_done(run: Any) -> None:
+    assert run("down")[:2] == (0, f"nothing runs on {run.settings.data}\n")
+
+
+def test_init_makes_the_keys_and_checks_the_problems(run: Any) -> None:
+    code, out, _ = run("init", "--json")
+    assert code == 0 and json.loads(out)["problems"] == ["adult"]
+    assert Keyring(run.settings.keys).source("adult", "outcomes")
+
+
+def test_a_new_problem_is_valid_as_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["init", "loans", "--problems", str(tmp_path / "problems"), "--data", str(tmp_path / "data")]
+    assert main(given) == 0
+    assert (tmp_path / "problems" / "loans" / "policy.toml").exists()
+    capsys.readouterr()
+    assert main(given) == 2  # never overwrites
+    assert one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["approve", "3"], 1, "found none; run `truing up` or `truing init` first"),
+        (["improve", "--problem", "nothing"], 2, "--problem: expected one of adult, got nothing"),
+        (["send", "nowhere.csv", "--source", "history"], 2, "expected a readable file, got: No such file"),
+        (["send", "nowhere.txt", "--source", "history"], 2, "expected a file that ends in .csv"),
+        (["send", "nowhere.csv", "--source", "stranger"], 2, "--source: expected one of history, backfill, outcomes"),
+        (["verify"], 1, "run `truing up` or `truing init` first"),
+    ],
+)
+def test_errors_are_one_line_with_the_right_exit_code(run: Any, argv: list[str], code: int, says: str) -> None:
+    got, out, err = run(*argv)
+    assert (got, out) == (code, "") and says in err and one_line(err), err
+
+
+def test_with_the_registry_away_an_approval_is_one_line(run: Any) -> None:
+    run("init")
+    code, out, err = run("approve", "3")
+    assert (code, out) == (1, "") and "expected the registry at" in err and one_line(err)
+
+
+def test_with_the_broker_away_a_request_is_one_line(run: Any) -> None:
+    code, out, err = run("improve")
+    assert (code, out) == (1, "") and one_line(err), err
+
+
+def test_an_unknown_setting_names_its_key(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUING_PORTS__GATEWEY", "1")
+    code, _, err = run("status")
+    assert code == 2 and "ports.gatewey" in err and one_line(err)
+
+
+# --- send: the file is checked before the first message -----------------------------------------------------------------------
+
+
+def row(problem: Problem, **more: Any) -> dict[str, Any]:
+    return {name: (40 if spec.type == "number" else "Private") for name, spec in problem.inputs.items()} | more
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def test_a_file_of_rows_becomes_predictions_and_outcomes(run: Any, tmp_path: Path, problem: Problem) -> None:
+    run("init")
+    lines = [row(problem, sex="Female", income=">50K"), row(problem, sex="Male", income=None)]
+    code, out, err = run("send", write(tmp_path / "rows.jsonl", lines), "--source", "history", "--check", "--json")
+    assert code == 0, err
+    assert json.loads(out) | {"file": ""} == {"file": "", "rows": 2, "events": 3, "source": "history", "sent": 0}
+
+
+def test_csv_and_jsonl_name_the_same_rows_alike(tmp_path: Path, problem: Problem) -> None:
+    import polars as pl
+    from truing.flows.cli.events import Sender, events, read
+
+    sender = Sender(problem=problem, source="history", key=b"k" * 32, now=1.0)
+    lines = [row(problem, income=">50K"), row(problem, income="<=50K")]
+    pl.DataFrame(lines).write_csv(tmp_path / "rows.csv")
+    a = read(Path(write(tmp_path / "rows.jsonl", lines)))
+    b = read(tmp_path / "rows.csv")
+    ids = [[key for line in events(one, sender, tmp_path) for key, _ in line] for one in (a, b)]
+    assert ids[0] == ids[1] and len(set(ids[0])) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"colour": "red"}, "got also colour; leave them out"),
+        ({"age": ...}, "expected the inputs age too"),
+        ({"income": "rich"}, "row 1: income: expected one of <=50K, >50K, got 'rich'"),
+        ({"time": "yesterday"}, "row 1: time: expected Unix seconds"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_whole(
+    run: Any, tmp_path: Path, problem: Problem, change: dict[str, Any], says: str
+) -> None:
+    run("init")
+    line = {name: value for name, value in (row(problem, income=">50K") | change).items() if value is not ...}
+    code, out, err = run("send", write(tmp_path / "rows.jsonl", [line]), "--source", "history", "--check")
+    assert (code, out) == (2, "") and says in err and one_line(err), err
+
+
+def test_an_empty_file_is_refused(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("")
+    code, _, err = run("send", str(tmp_path / "rows.csv"), "--source", "history")
+    assert code == 2 and "got an empty file" in err and one_line(err)
+
+
+def test_a_source_may_only_send_its_types(run: Any, tmp_path: Path, problem: Problem) -> None:
+    run("init")
+    code, _, err = run("send", write(tmp_path / "rows.jsonl", [row(problem)]), "--source", "outcomes", "--check")
+    assert code == 2 and "expected what source outcomes may send (outcome), got prediction" in err
+
+
+# --- against the running stack ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def live(stack: Stack, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("TRUING_KAFKA__BOOTSTRAP", stack.settings.kafka.bootstrap)
+    for part in ("gateway", "registry", "prefect"):
+        monkeypatch.setenv(f"TRUING_PORTS__{part.upper()}", str(getattr(stack.settings.ports, part)))
+
+    def go(*argv: str) -> tuple[int, Any, str]:
+        code = main([*argv, "--data", str(stack.settings.data), "--problems", str(stack.settings.problems), "--json"])
+        said = capsys.readouterr()
+        return code, json.loads(said.out) if said.out else None, said.err
+
+    return go
+
+
+@pytest.mark.services
+def test_a_second_up_says_that_it_is_up(live: Any) -> None:
+    code, found, _ = live("up")
+    assert code == 0 and found["started"] is False and found["healthy"] is True
+
+
+@pytest.mark.services
+def test_a_run_that_is_asked_for_can_be_awaited(live: Any) -> None:
+    code, found, err = live("monitor", "--wait", "60")
+    assert code == 0 and found["state"] == "COMPLETED", err
+
+
+@pytest.mark.services
+def test_a_refusal_is_one_line_and_exit_3(live: Any, stack: Stack) -> None:
+    """The trainer is no approver: the guard's reason comes through."""
+    code, found, err = live("freeze", "--as", "trainer", "--reason", "I would rather not")
+    assert code == 3 and found is None and one_line(err), err

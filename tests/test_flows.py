@@ -1,0 +1,73 @@
+"""Deployments under a real Prefect server: schedules make runs, requests start them, and nothing can start a release."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from truing.flows.serve import deployments
+from truing.infra.control import request
+from truing.infra.stack import Stack
+from truing.infra.status import prefect_call
+from truing.tasks.problem import Problem
+
+
+def until(found: Callable[[], Any], seconds: float = 60.0) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.2)
+    return found()
+
+
+def runs(stack: Stack, flow: str, *states: str) -> list[dict[str, Any]]:
+    wanted: dict[str, Any] = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_DESC"}
+    if states:
+        wanted["flow_runs"] = {"state": {"type": {"any_": list(states)}}}
+    return list(prefect_call(stack.settings, "POST", "/flow_runs/filter", wanted))
+
+
+def test_every_problem_has_its_deployments_and_none_can_release(problem: Problem) -> None:
+    found = deployments({problem.name: problem})
+    assert {one.full_name for one in found} == {"ingest/all", "curate/adult", "improve/adult", "monitor/adult"}
+    for one in found:
+        assert one.entrypoint is not None and one.entrypoint.startswith("truing.flows.") and ":" not in one.entrypoint
+        assert one.work_pool_name is None
+    scheduled = {one.flow_name: one.schedules[0].schedule.interval.total_seconds() for one in found if one.schedules}
+    assert scheduled == {"curate": 300, "improve": 1800, "monitor": 60}
+
+
+@pytest.mark.services
+def test_an_interval_schedule_really_creates_runs(stack: Stack) -> None:
+    """With unfitting versions of fastapi or SQLAlchemy the scheduler silently creates none: this sees it."""
+    for flow in ("curate", "improve", "monitor"):
+        assert until(lambda flow=flow: runs(stack, flow, "SCHEDULED")), f"no Scheduled run of {flow}"
+
+
+@pytest.mark.services
+def test_a_request_on_the_control_topic_runs_monitor(stack: Stack) -> None:
+    before = {run["id"] for run in runs(stack, "monitor", "COMPLETED")}
+    request(stack.settings, "monitor", "adult")
+    done = until(lambda: {run["id"] for run in runs(stack, "monitor", "COMPLETED") if "requested" in run["tags"]} - before)
+    assert done
+
+
+@pytest.mark.services
+def test_improve_and_curate_with_nothing_new_end_at_once(stack: Stack) -> None:
+    for flow in ("curate", "improve"):
+        request(stack.settings, flow, "adult")
+        done = until(
+            lambda flow=flow: [r for r in runs(stack, flow, "COMPLETED", "FAILED", "CRASHED") if "requested" in r["tags"]]
+        )
+        assert done and done[0]["state_type"] == "COMPLETED", done
+
+
+@pytest.mark.services
+def test_no_deployment_of_gate_release_or_rollback_exists(stack: Stack) -> None:
+    flows = {flow["id"]: flow["name"] for flow in prefect_call(stack.settings, "POST", "/flows/filter", {})}
+    found = {flows[one["flow_id"]] for one in prefect_call(stack.settings, "POST", "/deployments/filter", {})}
+    assert found == {"ingest", "curate", "improve", "monitor"}
+    assert prefect_call(stack.settings, "POST", "/work_pools/filter", {}) == []
