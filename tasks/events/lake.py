@@ -132,9 +132,11 @@ class Store:
 
         `app` names one or several application transactions, recorded in the same commit: a transaction counts as recorded
         when the table holds its version or a higher one. `expect` names versions that must be the recorded ones still
-        (None = none yet), which fences out an overlapping owner. Columns absent from `frame` are null. An empty frame
-        commits too, if it has transactions to record. Raises DataError on unknown columns or wrong types, Stale when `app`
-        is recorded in part or `expect` does not hold (nothing is written), Unavailable when the folder can't be written.
+        (None = none yet). It is checked first and fences out an overlapping owner, who would be skipped otherwise.
+
+        Columns absent from `frame` are null. An empty frame commits too, if it has transactions to record. Raises DataError
+        on unknown columns or wrong types, Stale when `app` is recorded in part or `expect` does not hold (then nothing is
+        written), Unavailable when the folder can't be written.
         """
         several: Any = [app] if app and isinstance(app[0], str) else app
         transactions: list[tuple[str, int]] = [(str(name), int(version)) for name, version in several]
@@ -161,6 +163,13 @@ class Store:
     def _recorded(
         self, handle: DeltaTable, table: str, transactions: Sequence[tuple[str, int]], expect: Mapping[str, int | None]
     ) -> bool:
+        for name, version in expect.items():
+            recorded = handle.transaction_version(name)
+            if recorded != version:
+                raise Stale(
+                    f"{self.root}/{table}: expected {name} at {version}, got {recorded}; "
+                    "read the positions again and resume there"
+                )
         have = {name: handle.transaction_version(name) for name, _ in transactions}
         done = [have[name] is not None and have[name] >= version for name, version in transactions]
         if all(done):
@@ -170,13 +179,6 @@ class Store:
                 f"{self.root}/{table}: expected none or all of {dict(transactions)} to be recorded, got {have}; "
                 "read the positions again and resume there"
             )
-        for name, version in expect.items():
-            recorded = handle.transaction_version(name)
-            if recorded != version:
-                raise Stale(
-                    f"{self.root}/{table}: expected {name} at {version}, got {recorded}; "
-                    "read the positions again and resume there"
-                )
         return False
 
     def _create(self, table: str) -> DeltaTable:
