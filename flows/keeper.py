@@ -2,7 +2,7 @@
 
     intake   poll → judge → one Delta commit with the offsets in it        (10 to 20 ms a commit; nothing else on this thread)
     joins    landed events → rows and holdout; counts labels; compacts     (at most every `ingest.join_every_s`)
-    errands  control topic → runs of deployments; trims the embedded broker; signs of life
+    errands  control topic and counts → runs of deployments; trims the embedded broker; signs of life
 
 Prefect is not needed here: `ingest.py` shows segments of this work as flow runs, `always.py` is the process around both.
 """
@@ -36,7 +36,12 @@ BEAT_S = 2.0
 RETRY_S = 0.5  # before something that was away is tried again
 COMPACT_S = 30.0
 TRIM_S = 5.0
+HUNG_S = 300.0
 EVERYTHING = 5_000_000  # identities remembered while a new epoch is read from its start
+
+
+class Busy(Unavailable):
+    """Another keeper holds this data folder."""
 
 
 class Keeper:
@@ -70,6 +75,7 @@ class Keeper:
         self._suites: dict[str, object] = {}
         self.refresh_checks()
         self.vault = Vault(settings.vault)  # of intake alone: every loop has handles of its own
+        self.triggers = self._triggers()
         self._resume()
 
     def _resume(self) -> None:
@@ -158,36 +164,34 @@ class Keeper:
     def joins(self) -> None:
         """Rows follow events at most every `join_every_s`, and once more after the last of them."""
         vault, lake = Vault(self.settings.vault), Lake(self.settings.lake)
-        triggers = self._triggers(vault, lake)
-        compacted, tried = time.monotonic(), 0.0
+        compacted = time.monotonic()
         self.changed.set()  # what an earlier keeper landed and did not join
         while not self.stop.is_set():
             fresh, begun = self.changed.wait(1.0), time.monotonic()
             try:
                 if fresh:
                     self.changed.clear()
-                    self._derive(vault, lake, triggers)
+                    self.derive(vault, lake)
                 if begun - compacted > (4 * COMPACT_S if fresh else COMPACT_S):
                     compacted = begun
                     self.refresh_checks()
                     vault.compact()
                     lake.compact()
-                if begun - tried > RETRY_S:
-                    tried = begun
-                    self._pull(triggers)
             except TruingError as error:
                 self.log(f"join: {error}")
                 self.changed.set()
                 self.stop.wait(RETRY_S)
             self.stop.wait(max(0.0, begun + self.settings.ingest.join_every_s - time.monotonic()))
 
-    def _derive(self, vault: Vault, lake: Lake, triggers: dict[str, Trigger]) -> None:
+    def derive(self, vault: Vault, lake: Lake) -> None:
+        """Join once, and count what improve waits for."""
         derived = join.derive(vault, lake, self.problems, salt=self._split_salt, now=time.time())
         self.tally.update({"rows": sum(derived.joined.values()), "labelled": sum(derived.labelled.values())})
         for name, count in derived.labelled.items():
-            triggers[name].labelled += count
+            self.triggers[name].labelled += count
 
-    def _triggers(self, vault: Vault, lake: Lake) -> dict[str, Trigger]:
+    def _triggers(self) -> dict[str, Trigger]:
+        vault, lake = Vault(self.settings.vault), Lake(self.settings.lake)
         labelled = lake.scan("rows").filter(pl.col("target").is_not_null()).select("problem", "id").unique()
         counts = dict(labelled.group_by("problem").len().collect().iter_rows())
         return {
@@ -195,19 +199,16 @@ class Keeper:
             for name, problem in self.problems.items()
         }
 
-    def _pull(self, triggers: dict[str, Trigger]) -> None:
-        for trigger in triggers.values():
+    def _pull(self) -> None:
+        for trigger in self.triggers.values():
             rows = trigger.waiting
-            try:
-                if trigger.pull(self.start):
-                    self.tally["improves started"] += 1
-                    self.log(f"improve/{trigger.problem} started: {rows} newly labelled rows")
-            except Unavailable as error:
-                self._say_once(str(error))
+            if trigger.pull(self.start):
+                self.tally["improves started"] += 1
+                self.log(f"improve/{trigger.problem} started: {rows} newly labelled rows")
 
     # --- errands
     def errands(self) -> None:
-        """Control topic, trimming, signs of life."""
+        """Control topic, triggers, trimming, signs of life."""
         kafka = self.settings.kafka
         vault = Vault(self.settings.vault)
         control = Reader(connection(self.settings), kafka.control, control_places(vault, kafka.group, kafka.control))
@@ -224,6 +225,7 @@ class Keeper:
                 while waiting and not self.stop.is_set():
                     self._handle(vault, *waiting[0])
                     waiting.pop(0)
+                self._pull()
                 self._said = ""
             except TruingError as error:
                 self._say_once(str(error))
@@ -231,6 +233,9 @@ class Keeper:
             now = time.monotonic()
             if now - beaten > BEAT_S:
                 beaten = now
+                if now - self.ticked > HUNG_S:  # a client library that spins is not cured by waiting
+                    self.log(f"intake gave no sign for {HUNG_S:.0f} s; ending, to be started again")
+                    os._exit(1)
                 beat(self.settings, "ingest", now=time.time(), counts=dict(self.tally), idle_s=round(now - self.ticked, 1))
             if kafka.broker == "embedded" and now - trimmed > TRIM_S:
                 trimmed = now
@@ -274,9 +279,14 @@ class Keeper:
             thread.start()
         for thread in threads:
             thread.join()
-        os.close(self._lock)
+        self.close()
         if self.failed is not None:
             raise self.failed
+
+    def close(self) -> None:
+        """Let go of broker and lock."""
+        self.reader.close()
+        os.close(self._lock)
 
     def _guard(self, loop: Callable[[], None]) -> None:
         try:
@@ -286,6 +296,16 @@ class Keeper:
             raise
         finally:
             self.stop.set()
+
+
+def drain(keeper: Keeper) -> dict[str, int]:
+    """Land and join all that is there now, on this thread, without the loops. Returns the tally. Raises Unavailable."""
+    while (chunks := keeper.gather()) or keeper.reader.lag():
+        if chunks:
+            keeper.commit(chunks)
+    vault, lake = Vault(keeper.settings.vault), Lake(keeper.settings.lake)
+    keeper.derive(vault, lake)
+    return dict(keeper.tally)
 
 
 def _claim(settings: Settings) -> int:
@@ -300,5 +320,5 @@ def _claim(settings: Settings) -> int:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(handle)
-        raise Unavailable(f"expected no other keeper on {settings.data}, got one; it goes on, this one is not needed") from None
+        raise Busy(f"expected no other keeper on {settings.data}, got one; it goes on, this one is not needed") from None
     return handle
