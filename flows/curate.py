@@ -33,8 +33,8 @@ def curate(problem: str, force: bool = False) -> dict[str, Any]:
 
 def judge(lake: Any, problem: Any, folder: Any, *, force: bool) -> list[Any]:
     """Every window that is due, judged and recorded. Great Expectations is imported only if there is one."""
-    from truing.tasks.events.suite import Validator
-    from truing.tasks.events.windows import pending_window, validate_pending
+    from truing.tasks.events.expectations import Validator
+    from truing.tasks.events.suite import pending_window, validate_pending
 
     found: list[Any] = []
     if pending_window(lake, problem.name, now=time.time(), force=force) is None:
@@ -49,7 +49,7 @@ def judge(lake: Any, problem: Any, folder: Any, *, force: bool) -> list[Any]:
 
 
 def _show(problem: str, reports: list[Any]) -> None:
-    from truing.tasks.events.windows import summary
+    from truing.tasks.events.window_page import summary
 
     lines = [
         {
