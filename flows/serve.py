@@ -65,18 +65,15 @@ def deployments(problems: dict[str, Problem]) -> list[RunnerDeployment]:
     return found
 
 
-async def serve(settings: Settings) -> None:
-    """Register and run until SIGTERM. Waits for Prefect first; one that goes away later is waited for by the runner itself."""
+async def serve(settings: Settings, wanted: list[RunnerDeployment]) -> None:
+    """Register `wanted` and run until SIGTERM. Waits for Prefect first; one that goes away later is waited for by the runner itself."""
     from prefect.runner import Runner
 
-    problems = {name: problem for name, (problem, _) in catalog(settings.problems).items()}
     await _prefect(settings)
     runner = Runner(name="truing", limit=AT_ONCE, pause_on_shutdown=False)
-    wanted = []
-    for deployment in deployments(problems):
+    for deployment in wanted:
         await runner.aadd_deployment(deployment)
-        wanted.append(deployment.full_name)
-    beating = asyncio.create_task(_beat(settings, wanted))
+    beating = asyncio.create_task(_beat(settings, [deployment.full_name for deployment in wanted]))
     try:
         await runner.start()
     finally:
@@ -108,7 +105,9 @@ def main() -> int:
     settings = settings_module.current()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        asyncio.run(serve(settings))
+        # made before the loop runs: inside one, `to_deployment` gives a coroutine
+        wanted = deployments({name: problem for name, (problem, _) in catalog(settings.problems).items()})
+        asyncio.run(serve(settings, wanted))
     except TruingError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import http.client
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -34,6 +35,9 @@ from truing.tasks.seal import digest
 PATIENCE_S = 180.0  # Prefect's first start migrates its database
 BEAT_S = 15.0  # older signs of life don't count
 FREE_BYTES = 500 << 20  # below this the first commit may not fit
+
+RESTARTS = 4  # of one part while `up` waits, after which it is given up
+_ERROR = re.compile(r"^[\w.]*(Error|Exception|Refused|Unavailable|Exit)\b.*:")
 
 Progress = Callable[[str, str], None]
 
@@ -157,6 +161,7 @@ class Stack:
     def _wait(self, progress: Progress) -> None:
         begun = time.monotonic()
         waiting = list(self.parts)
+        seen: dict[str, set[int]] = {part.name: set() for part in waiting}
         topics = False
         while waiting:
             states = self.states()
@@ -164,7 +169,8 @@ class Stack:
                 raise Unavailable(f"expected the supervisor to stay, it is gone; see {self.settings.logs / 'supervisor.log'}")
             for part in list(waiting):
                 state = states.get(part.name, {})
-                if state.get("statename") == "FATAL":
+                seen[part.name].add(state.get("pid", 0))
+                if state.get("statename") == "FATAL" or len(seen[part.name] - {0}) > RESTARTS:
                     raise Unavailable(f"{part.name}: expected it to stay up, got: {self.last_words(part.name)}")
                 if self.healthy(part, state):
                     waiting.remove(part)
@@ -185,7 +191,8 @@ class Stack:
             lines = path.read_text(errors="replace")[-4000:].strip().splitlines()
         except OSError:
             lines = []
-        return f"{lines[-1].strip() if lines else 'nothing in its log'}; see {path}"
+        errors = [line for line in lines if _ERROR.match(line)]
+        return f"{(errors or lines or ['nothing in its log'])[-1].strip()}; see {path}"
 
     def _topics(self) -> None:
         from truing.infra.broker import ensure_topics
