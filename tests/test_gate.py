@@ -322,7 +322,7 @@ def test_latency_size_and_shift_are_what_was_handed_in(problem: Problem) -> None
         look=1,
         now=NOW,
         timer=lambda: next(ticks),
-        size_bytes=2_500_000,
+        size_mb=2.5,
         reference=[inputs] * 10,
     )
     assert evaluation.latency_ms == pytest.approx(5000.0)  # half a second for 100 rows

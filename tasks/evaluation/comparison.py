@@ -130,20 +130,23 @@ def compare(
     digests: Mapping[str, str | None],
     look: int,
     now: float,
+    coverage: float | None = None,
     timer: Callable[[], float] | None = None,
-    size_bytes: int = 0,
+    size_mb: float = 0.0,
     reference: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[Evaluation, Scores]:
     """Score all models on the holdout rows that may judge.
 
     Args:
-        rows: the vault's holdout, newest state of each row, **matured or not**: `vault.holdout(problem, now=now,
-            matured=False)`. Rows that are old enough for an outcome and have none lower the coverage.
+        rows: the vault's holdout, newest state of each row. With the unmatured ones too (`vault.holdout(…, matured=False)`)
+            selection rates count all of them, and the coverage is worked out here.
         candidate, champion, none, anchor: models; "none" is the candidate's parent without the new rows ("no update").
         digests: payload digest of each model given, by those names. Models of one digest are asked once.
         look: which look at this candidate this is, from 1 (`ledger.look_at`).
+        coverage: share of the holdout rows old enough for an outcome that have one, where the caller knows it better: pass
+            it when `rows` holds matured ones only, else it reads 1.
         timer: a clock in seconds; without one `latency_ms` (candidate, per 1,000 rows) is 0.
-        size_bytes: the candidate's files together.
+        size_mb: the candidate's files together, 10^6 bytes.
         reference: inputs that the candidate learned from; with them, `shift` is each input's PSI against the judging rows.
 
     Raises:
@@ -198,13 +201,13 @@ def compare(
         anchor=digests.get("anchor") if anchor is not None else None,
         rows=scores.rows,
         n=scores.n,
-        coverage=float(judged.sum() / due.sum()) if due.any() else 0.0,
+        coverage=coverage if coverage is not None else float(judged.sum() / due.sum()) if due.any() else 0.0,
         cells=tuple(_cells(scores)),
         forgetting=_forgetting(scores, reference_name),
         flips=float((answer["candidate"] != answer[reference_name])[judged].mean()) if judged.any() else 0.0,
         shift=_shift(reference, [one for one, counts in zip(inputs, judged, strict=True) if counts], problem),
         latency_ms=latency_ms,
-        size_mb=size_bytes / 1e6,
+        size_mb=size_mb,
         look=look,
         at=now,
     )

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 
 MINUS = "−"
 SPOKEN = {"brier": "Brier score", "accuracy": "accuracy", "tpr": "TPR", "fpr": "FPR", "selection_rate": "selection rate"}
+AGAINST = {"champion": "champion", "anchor": "anchor", "absolute": "prior"}
+NEXT = {
+    Outcome.PASS: "An approver who did not train it may set the tag `approval` to `approved`.",
+    Outcome.INCONCLUSIVE: "An approver who did not train it may set `approval.reason`, then `approval` to `approved`, "
+    "taking on what is still open, for a limited time.",
+    Outcome.BLOCK: "It can't be released under this policy. Train a candidate without the harm.",
+}
 
 
 def amount(value: float, metric: str, *, signed: bool = False) -> str:
@@ -47,6 +54,21 @@ def rows(count: int) -> str:
     """A number of rows as one says it: two or three leading digits."""
     size = 10 ** max(0, len(str(count)) - 2)
     return f"{-(-count // size) * size:,}"
+
+
+def bounds(one: Clause) -> str:
+    """`−2.1 to 1.9`: joint lower and own upper bound, in the clause's own units."""
+    if one.delta.low is None or one.delta.high is None:
+        return "–"
+    return f"{amount(one.delta.low, one.metric)} to {amount(one.delta.high, one.metric)}"
+
+
+def points(one: Estimate, *, signed: bool = False) -> str:
+    """A rate's estimate in points with its interval: `8.9 (3.1 to 14.6)`."""
+    if one.value is None:
+        return "–"
+    text = amount(one.value, "tpr", signed=signed)
+    return text if one.low is None or one.high is None else f"{text} ({amount(one.low, 'tpr')} to {amount(one.high, 'tpr')})"
 
 
 def _other(against: str) -> str:

@@ -1,0 +1,108 @@
+"""A verdict for people: the registry's description (markdown), its tags, and the page with pictures (`page.verdict_html`)."""
+
+from __future__ import annotations
+
+import re
+
+from truing.tasks.evaluation.gaps import Gap, gaps
+from truing.tasks.evaluation.page import verdict_html
+from truing.tasks.evaluation.slices import spoken
+from truing.tasks.evaluation.wording import AGAINST, NEXT, SPOKEN, amount, bounds, points, unit
+from truing.tasks.problem import Problem
+from truing.tasks.records import Candidate, Clause, Evaluation, Verdict
+
+__all__ = ["bias_tags", "describe", "verdict_html"]
+
+
+def describe(verdict: Verdict, evaluation: Evaluation, candidate: Candidate, problem: Problem) -> str:
+    """Markdown for the version's description: outcome and reason first, then clauses, gaps, and where it comes from."""
+    lines = [
+        f"**{verdict.outcome.value.capitalize()}.** {_cell(verdict.reason)}.",
+        "",
+        NEXT[verdict.outcome],
+        "",
+        "| Clause | On | Against | Drop | Between | Limit | Rows | Says |\n|---|---|---|---:|---:|---:|---:|---|\n"
+        + "\n".join(_row(clause) for clause in verdict.clauses),
+        "",
+        f"A drop above 0 is worse; rates in points (hundredths), Brier scores raw. *Between*: joint lower bound (all clauses "
+        f"together) and own upper bound. {evaluation.n:,} holdout rows judged ({evaluation.coverage:.0%} of those due), "
+        f"look {evaluation.look}; {evaluation.flips:.1%} of the answers differ.",
+    ]
+    found = gaps(evaluation)
+    if found:
+        lines += [
+            "",
+            "| Gap | Between | Champion | Candidate | Change |\n|---|---|---:|---:|---:|\n"
+            + "\n".join(
+                f"| {one.group}: {SPOKEN[one.metric]} | {_cell(one.highest)} over {_cell(one.lowest)} "
+                f"| {points(one.champion)} | {points(one.candidate)} | {points(one.change, signed=True)} |"
+                for one in found
+            ),
+            "",
+            "In points, with 95 % intervals; a change above 0 widens the gap.",
+        ]
+    lines += ["", origin(verdict, candidate)]
+    return "\n".join(lines)
+
+
+def origin(verdict: Verdict, candidate: Candidate) -> str:
+    """Where a candidate comes from, in one line of short digests."""
+    learned = f"{candidate.rows:,} samples of " if candidate.rows else ""
+    return (
+        f"Payload `{candidate.payload[:12]}`, tuned from `{(candidate.parent or 'nothing')[:12]}` ({candidate.origin} learner) "
+        f"on {learned}dataset `{candidate.dataset[:12]}`; champion `{(verdict.champion or 'none')[:12]}`, "
+        f"policy `{verdict.policy[:12]}`, evaluation `{verdict.evaluation[:12]}`."
+    )
+
+
+def bias_tags(evaluation: Evaluation, verdict: Verdict) -> dict[str, str]:
+    """The verdict's bias indicators as registry tags, one short line each.
+
+    `verdict.key.clause.<name>`: drop, bounds, limit and outcome. `verdict.key.<attribute>.<metric>`: the gap between
+    buckets for champion and candidate, and its change, with 95 % intervals.
+    """
+    tags = {
+        "verdict.key.rows": f"{evaluation.n} rows, coverage {evaluation.coverage:.0%}, look {evaluation.look}",
+        "verdict.key.flips": f"{evaluation.flips:.1%} of the answers differ"
+        + (f", {evaluation.forgetting.value:.1%} of those right before are wrong now" if evaluation.forgetting.value else ""),
+    }
+    for clause in verdict.clauses:
+        suffix = "" if clause.against == "champion" else f".{clause.against}"
+        tags[f"verdict.key.clause.{slug(clause.name)}{suffix}"] = (
+            f"{clause.outcome.value}: drop {_between(clause)}, limit {amount(clause.limit, clause.metric)}{unit(clause.metric)}"
+            + ("" if clause.deciding else " (watched)")
+        )
+    for one in gaps(evaluation):
+        tags[f"verdict.key.{slug(one.group)}.{one.metric}"] = _gap_line(one)
+    return tags
+
+
+def _gap_line(one: Gap) -> str:
+    text = f"{one.highest} over {one.lowest}: candidate {points(one.candidate)}"
+    if one.champion.value is not None:
+        text += f", champion {points(one.champion)}, change {points(one.change, signed=True)}"
+    return text + " points"
+
+
+def _row(clause: Clause) -> str:
+    says = clause.outcome.value + ("" if clause.deciding else " (watched)")
+    drop = "–" if clause.delta.value is None else amount(clause.delta.value, clause.metric, signed=True)
+    return (
+        f"| {_cell(clause.name)} | {_cell(spoken(clause.slice))} | {AGAINST[clause.against]} | {drop} | {bounds(clause)} "
+        f"| {amount(clause.limit, clause.metric)} | {clause.delta.n:,} | {'**' + says + '**' if clause.deciding else says} |"
+    )
+
+
+def _between(clause: Clause) -> str:
+    value = clause.delta.value
+    return "not estimable" if value is None else f"{amount(value, clause.metric, signed=True)} ({bounds(clause)})"
+
+
+def slug(text: str) -> str:
+    """A name as part of a tag's key: `women's TPR` → `womens-tpr`."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower().replace("'", "").replace("’", "")).strip("-") or "unnamed"
+
+
+def _cell(text: str) -> str:
+    """Text that stays inside its table cell and shows as it is."""
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
