@@ -275,7 +275,7 @@ def increment(vault: Vault, lake: Lake, problems: Mapping[str, Problem], *, salt
     states = pl.concat([pl.DataFrame(schema=ROWS), *joined])
     before = _before(stores, states)
     both = states.join(before, on=["problem", "id"], how="left", suffix="_before")
-    same = [pl.col(name).eq_missing(pl.col(f"{name}_before")) for name in ("content_hash", "groups", "feedback")]
+    same = [pl.col(name).eq_missing(pl.col(f"{name}_before")) for name in ("content_hash", "groups", "feedback", "landed_at")]
     changed = both.filter(~pl.all_horizontal(same))
     judges = pl.col("origin").is_in([str(Origin.OUTCOME), str(Origin.REVIEW)]).fill_null(False)
     judged = pl.col("origin_before").is_in([str(Origin.OUTCOME), str(Origin.REVIEW)]).fill_null(False)
@@ -301,7 +301,7 @@ def _events(vault: Vault, touched: pl.DataFrame) -> pl.DataFrame:
 
 def _before(stores: tuple[tuple[Store, str], ...], states: pl.DataFrame) -> pl.DataFrame:
     """What is known of these rows already: newest target, origin, groups and feedback."""
-    columns = ["problem", "id", "revision", "content_hash", "groups", "feedback", "target", "origin"]
+    columns = ["problem", "id", "revision", "content_hash", "groups", "feedback", "landed_at", "target", "origin"]
     keys = states.select("problem", "id")
     found = []
     for store, table in stores:
