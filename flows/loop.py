@@ -226,7 +226,7 @@ def decide(
             "none": parent.payload if parent else None,
             "anchor": anchor.payload if anchor else None,
         },
-        look=look, now=now, timer=timer, size_bytes=sum(map(len, files.values())),
+        look=look, now=now, timer=timer, size_mb=sum(map(len, files.values())) / 1e6,
     )  # fmt: skip
     note_look(ledger, Look(problem=problem.name, candidate=payload, rows=judging, at=now))
     key = seal.key_id(seal.public_key(offices.gate))
