@@ -8,11 +8,13 @@ are JSON, never pickle.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from truing.flows.aftermath import repeat, settle
 from truing.infra import settings as settings_module
 from truing.infra.catalog import catalog
 from truing.infra.heartbeat import beat
@@ -66,13 +68,15 @@ def deployments(problems: dict[str, Problem]) -> list[RunnerDeployment]:
 
 
 async def serve(settings: Settings, wanted: list[RunnerDeployment]) -> None:
-    """Register `wanted` and run until SIGTERM. Waits for Prefect first; one that goes away later is waited for by the runner itself."""
+    """Register `wanted` and run until SIGTERM. Waits for Prefect first; later the runner itself waits for it."""
     from prefect.runner import Runner
 
     await _prefect(settings)
     runner = Runner(name="truing", limit=AT_ONCE, pause_on_shutdown=False)
     for deployment in wanted:
         await runner.aadd_deployment(deployment)
+    for name in await asyncio.to_thread(settle, settings):
+        sys.stderr.write(f"runner: {name} was left open by a process that is gone; now Crashed\n")
     beating = asyncio.create_task(_beat(settings, [deployment.full_name for deployment in wanted]))
     try:
         await runner.start()
@@ -83,6 +87,8 @@ async def serve(settings: Settings, wanted: list[RunnerDeployment]) -> None:
 async def _beat(settings: Settings, names: list[str]) -> None:
     while True:
         beat(settings, "runner", now=time.time(), deployments=names)
+        with contextlib.suppress(TruingError):  # Prefect is away: what crashed is asked for later
+            await asyncio.to_thread(repeat, settings, now=time.time())
         await asyncio.sleep(BEAT_EVERY_S)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from truing.flows.cli.runs import run_now
 from truing.flows.serve import deployments
-from truing.infra.control import request
 from truing.infra.stack import Stack
 from truing.infra.status import prefect_call
 from truing.tasks.problem import Problem
@@ -49,20 +49,13 @@ def test_an_interval_schedule_really_creates_runs(stack: Stack) -> None:
 
 @pytest.mark.services
 def test_a_request_on_the_control_topic_runs_monitor(stack: Stack) -> None:
-    before = {run["id"] for run in runs(stack, "monitor", "COMPLETED")}
-    request(stack.settings, "monitor", "adult")
-    done = until(lambda: {run["id"] for run in runs(stack, "monitor", "COMPLETED") if "requested" in run["tags"]} - before)
-    assert done
+    assert run_now(stack.settings, "monitor", "adult", patience_s=90)["state"] == "COMPLETED"
 
 
 @pytest.mark.services
 def test_improve_and_curate_with_nothing_new_end_at_once(stack: Stack) -> None:
     for flow in ("curate", "improve"):
-        request(stack.settings, flow, "adult")
-        done = until(
-            lambda flow=flow: [r for r in runs(stack, flow, "COMPLETED", "FAILED", "CRASHED") if "requested" in r["tags"]]
-        )
-        assert done and done[0]["state_type"] == "COMPLETED", done
+        assert run_now(stack.settings, flow, "adult", patience_s=90)["state"] == "COMPLETED"
 
 
 @pytest.mark.services
