@@ -23,7 +23,9 @@ from truing.tasks.records import Record
 
 TABLE = "requests"
 STALE_S = 3600.0  # a request older than this is history, not a wish
-SECRET = ("gate", "release", "rollback")  # the steward's acts: never startable by a message
+SETTLE_S = 1.0  # no new label for so long: the burst is over, learn from all of it
+SURGE = 3
+STEWARD = ("gate", "release", "rollback")  # the steward's acts: never startable by a message
 
 
 class Start(Protocol):
@@ -60,7 +62,7 @@ def decide(value: bytes | None, problems: Collection[str], *, now: float) -> Ask
         return Asked(problem=problem, act="noted", word=message.type[:60])
     run = message.run[:60]
     if run not in RUNS:
-        why = "is the steward's act" if run in SECRET else "is no run"
+        why = "is the steward's act" if run in STEWARD else "is no run"
         return Asked(problem=problem, act="refused", word=f"run.requested: expected {', '.join(RUNS)}; {run!r} {why}")
     if run != "ingest" and not problem:
         return Asked(
@@ -131,6 +133,7 @@ class Trigger:
         self.after = after
         self.labelled = labelled  # trainable rows with a target, ever
         self.mark = vault.transaction(TABLE, self.app) or 0
+        self._last = (labelled, 0.0)  # labelled, since when
 
     @property
     def app(self) -> str:
@@ -140,11 +143,17 @@ class Trigger:
     def waiting(self) -> int:
         return self.labelled - self.mark
 
-    def pull(self, start: Callable[[str, str], Any]) -> bool:
-        """Start an improve if enough rows wait. The key is the old mark, so a crash before remembering starts no second run."""
-        if self.waiting < self.after:
-            return False
+    def pull(self, start: Callable[[str, str], Any], *, now: float) -> bool:
+        """Start an improve if enough rows wait and their burst is over, or is SURGE times as long. `now` is any steady clock.
+
+        The key is the old mark, so a crash before it is moved starts no second run. Raises Unavailable: pull again.
+        """
         now_at = self.labelled
+        if now_at != self._last[0]:
+            self._last = (now_at, now)
+        settled = now - self._last[1] >= SETTLE_S or self.waiting >= SURGE * self.after
+        if self.waiting < self.after or not settled:
+            return False
         start(f"improve/{self.problem}", f"improve:{self.problem}:{self.mark}")
         what = {"act": "start", "deployment": f"improve/{self.problem}", "rows": now_at - self.mark}
         remember(self.vault, f"improve:{self.problem}:{self.mark}", self.problem, now_at, what, (self.app, now_at))

@@ -202,7 +202,7 @@ class Keeper:
     def _pull(self) -> None:
         for trigger in self.triggers.values():
             rows = trigger.waiting
-            if trigger.pull(self.start):
+            if trigger.pull(self.start, now=time.monotonic()):
                 self.tally["improves started"] += 1
                 self.log(f"improve/{trigger.problem} started: {rows} newly labelled rows")
 
@@ -237,7 +237,7 @@ class Keeper:
                     self.log(f"intake gave no sign for {HUNG_S:.0f} s; ending, to be started again")
                     os._exit(1)
                 beat(self.settings, "ingest", now=time.time(), counts=dict(self.tally), idle_s=round(now - self.ticked, 1))
-            if kafka.broker == "embedded" and now - trimmed > TRIM_S:
+            if kafka.broker == "embedded" and kafka.trim and now - trimmed > TRIM_S:
                 trimmed = now
                 floor = self._trim(floor)
         control.close()

@@ -27,6 +27,7 @@ class Kafka(_Part):
     topic: str = Field("user-events", description="events in")
     control: str = Field("truing-control", description="announcements out, run.requested in")
     partitions: int = Field(3, ge=1, description="partitions when the topic is created here")
+    trim: bool = Field(True, description="the embedded broker forgets what has landed: it rewrites all it holds each second")
     group: str = Field("truing", description="name of the reader in the lake's app transactions")
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT", description="as in Kafka")
     sasl_username: str | None = Field(None, description="for SASL/PLAIN")
