@@ -1,4 +1,4 @@
-"""Gaps between the buckets of a protected attribute, from an evaluation's cells alone: what people are shown and the tags carry.
+"""Gaps between the buckets of a protected attribute, from an evaluation's cells alone: what people see and the tags carry.
 
 A gap is the rate of the bucket where it is highest minus the rate where it is lowest, both by the *candidate*; the
 champion's gap is taken between the same two buckets, so that the change has a meaning. Picking the extremes of many buckets
@@ -16,7 +16,7 @@ from truing.tasks.statistics.cells import HIGHER_IS_BETTER
 from truing.tasks.statistics.intervals import gap, rate_interval
 
 GAP_METRICS = ("tpr", "fpr", "selection_rate")  # equal opportunity, the rest of equalized odds, demographic parity
-FEWEST = 30  # rows in the denominator below which a bucket's rate is not compared
+FEWEST = 50  # rows in the denominator below which a bucket's rate is not compared
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from truing.tasks.evaluation.wording import AGAINST, SPOKEN, amount, bounds, poi
 from truing.tasks.records import Clause, Estimate
 
 WIDTH, ROW, TOP = 960, 40, 46
+GROUP = 34  # room above the watched clauses
 LEFT, RIGHT = 290, 640  # the plotting area, in pixels
+COLUMNS = (712, 846, 902)  # right edges of the numbers
 
 
 class Axis:
@@ -56,20 +58,14 @@ def _whisker(axis: Axis, low: float, high: float, y: float, kind: str) -> list[s
     return parts
 
 
-def _in_limits(clause: Clause, value: float) -> float:
-    """A drop in multiples of its limit: 1 is on the limit. For a floor, 1 is exactly what is asked, 2 the prior predictor."""
-    if clause.against == "absolute":
-        return 1.0 + (value - clause.limit) / abs(clause.limit) if clause.limit else 1.0 + value
-    return value / clause.limit
-
-
 def forest(clauses: Sequence[Clause]) -> str:
     """Every clause as a drop with its joint lower and own upper bound, on one axis: multiples of its limit."""
-    ends = [_in_limits(one, v) for one in clauses for v in (one.delta.low, one.delta.high) if v is not None]
-    axis = Axis(min(-0.5, max(-2.0, min(ends, default=0.0))), max(1.5, min(3.5, max(ends, default=0.0))))
+    ends = [v / one.limit for one in clauses for v in (one.delta.low, one.delta.high) if v is not None]
+    axis = Axis(min(-0.5, max(-2.0, min(ends, default=0.0))), max(1.5, min(3.5, max(ends, default=0.0) * 1.05)))
     rows = sorted(clauses, key=lambda one: not one.deciding)
     watched = sum(not one.deciding for one in rows)
-    bottom = TOP + ROW * len(rows) + (26 if 0 < watched < len(rows) else 0)
+    split = 0 < watched < len(rows)
+    bottom = TOP + ROW * len(rows) + (GROUP if split else 0)
     zero, limit = axis.x(0), axis.x(1)
     parts = [
         f'<rect x="{limit}" y="{TOP - 10}" width="{RIGHT - limit}" height="{bottom - TOP + 10}" class="beyond"/>',
@@ -77,40 +73,83 @@ def forest(clauses: Sequence[Clause]) -> str:
         _line(limit, TOP - 10, limit, bottom, "limit"),
         _text(zero, TOP - 18, "no change", "small", "middle"),
         _text(limit, TOP - 18, "limit", "small strong", "middle"),
-        _text(LEFT, TOP - 18, "← better", "small"),
-        _text(RIGHT, TOP - 18, "worse →", "small", "end"),
-        _text(712, TOP - 18, "drop", "small", "end"),
-        _text(852, TOP - 18, "between", "small", "end"),
-        _text(910, TOP - 18, "limit", "small", "end"),
+        *_heads("drop", "between", "limit"),
     ]
     y = TOP + ROW / 2
     for i, one in enumerate(rows):
-        if 0 < watched < len(rows) and i == len(rows) - watched:
+        if split and i == len(rows) - watched:
             parts.append(_line(0, y - ROW / 2 + 6, WIDTH, y - ROW / 2 + 6, "rule"))
-            parts.append(_text(0, y - ROW / 2 + 25, "watched: may block, never holds a pass back", "small"))
-            y += 26
-        parts += _clause(one, axis, y)
+            parts.append(_text(0, y - ROW / 2 + 27, "watched: may block, never holds a pass back", "small"))
+            y += GROUP
+        delta = one.delta
+        numbers = ("–", "–") if delta.value is None else (amount(delta.value, one.metric, signed=True), bounds(one))
+        parts += _names(one, f"{SPOKEN[one.metric]}, {spoken(one.slice)}, against the {AGAINST[one.against]}", y)
+        parts += _estimate(one, axis, [None if v is None else v / one.limit for v in (delta.low, delta.value, delta.high)], y)
+        parts += _numbers(one, (*numbers, amount(one.limit, one.metric)), y)
         y += ROW
     for tick in range(math.ceil(axis.low), math.floor(axis.high) + 1):
         parts.append(_text(axis.x(tick), bottom + 16, f"{tick}×".replace("-", "−"), "small", "middle"))
-    parts.append(_text((LEFT + RIGHT) / 2, bottom + 34, "drop in multiples of the clause's own limit", "small", "middle"))
+    parts += [
+        _text(LEFT, bottom + 34, "← better", "small"),
+        _text((LEFT + RIGHT) / 2, bottom + 34, "multiples of the limit", "small", "middle"),
+        _text(RIGHT, bottom + 34, "worse →", "small", "end"),
+    ]
     return _svg(bottom + 42, "Drops of all clauses with their bounds, against their limits", parts)
 
 
-def _clause(one: Clause, axis: Axis, y: float) -> list[str]:
-    kind, delta = one.outcome.value, one.delta
-    where = f"{SPOKEN[one.metric]}, {spoken(one.slice)}, against the {AGAINST[one.against]}"
-    parts = [_text(0, y - 1, one.name, "name" if one.deciding else "name soft"), _text(0, y + 14, where, "small")]
-    if delta.value is None or delta.low is None or delta.high is None:
-        return [*parts, _text((LEFT + RIGHT) / 2, y + 4, "not estimable", "small", "middle")]
-    parts += _whisker(axis, _in_limits(one, delta.low), _in_limits(one, delta.high), y, kind)
-    fill = kind if one.deciding else f"{kind} hollow"
-    parts.append(f'<circle cx="{axis.x(_in_limits(one, delta.value))}" cy="{y}" r="5.5" class="dot {fill}"/>')
-    parts.append(_text(712, y + 4, amount(delta.value, one.metric, signed=True), "number strong", "end"))
-    parts.append(_text(852, y + 4, bounds(one), "number", "end"))
-    parts.append(_text(910, y + 4, amount(one.limit, one.metric), "number", "end"))
-    parts.append(_text(WIDTH, y + 4, {"inconclusive": "open"}.get(kind, kind), f"outcome {kind}", "end"))
-    return parts
+def floors(clauses: Sequence[Clause]) -> str:
+    """Every floor as an improvement over the prior predictor with its bounds, on one axis: multiples of what is asked."""
+    gains = [
+        [None if v is None else v / one.limit for v in (one.delta.high, one.delta.value, one.delta.low)] for one in clauses
+    ]
+    ends = [v for gain in gains for v in gain if v is not None]
+    axis = Axis(min(-0.2, max(-2.0, min(ends, default=0.0))), max(1.5, min(6.0, max(ends, default=0.0) * 1.05)))
+    bottom = TOP + ROW * len(clauses)
+    zero, asked = axis.x(0), axis.x(1)
+    parts = [
+        f'<rect x="{LEFT}" y="{TOP - 10}" width="{asked - LEFT}" height="{bottom - TOP + 10}" class="beyond"/>',
+        _line(zero, TOP - 10, zero, bottom, "axis"),
+        _line(asked, TOP - 10, asked, bottom, "limit"),
+        _text(zero, TOP - 18, "prior", "small", "middle"),
+        _text(asked, TOP - 18, "asked", "small strong", "middle"),
+        *_heads("better by", "between", "asked"),
+    ]
+    for i, (one, gain) in enumerate(zip(clauses, gains, strict=True)):
+        y = TOP + ROW * i + ROW / 2
+        delta, numbers = one.delta, ("–", "–")
+        if delta.value is not None and delta.low is not None and delta.high is not None:
+            between = f"{amount(-delta.high, one.metric)} to {amount(-delta.low, one.metric)}"
+            numbers = (amount(-delta.value, one.metric), between)
+        parts += _names(one, f"{SPOKEN[one.metric]}, {spoken(one.slice)}", y)
+        parts += _estimate(one, axis, gain, y)
+        parts += _numbers(one, (*numbers, amount(-one.limit, one.metric)), y)
+    return _svg(bottom + 8, "Improvements over the prior predictor, against what is asked", parts)
+
+
+def _heads(*heads: str) -> list[str]:
+    return [_text(x, TOP - 18, head, "small", "end") for x, head in zip(COLUMNS, heads, strict=False)]
+
+
+def _names(one: Clause, where: str, y: float) -> list[str]:
+    return [_text(0, y - 1, one.name, "name" if one.deciding else "name light"), _text(0, y + 14, where, "small")]
+
+
+def _estimate(one: Clause, axis: Axis, ends: Sequence[float | None], y: float) -> list[str]:
+    low, value, high = ends
+    if low is None or value is None or high is None:
+        return [_text((LEFT + RIGHT) / 2, y + 4, "not estimable", "small", "middle")]
+    kind = one.outcome.value if one.deciding else f"{one.outcome.value} hollow"
+    dot = f'<circle cx="{axis.x(value)}" cy="{y}" r="5.5" class="dot {kind}"/>'
+    return [*_whisker(axis, low, high, y, one.outcome.value), dot]
+
+
+def _numbers(one: Clause, texts: Sequence[str], y: float) -> list[str]:
+    kinds = ("number strong", "number", "number")
+    word = {"inconclusive": "open"}.get(one.outcome.value, one.outcome.value)
+    return [
+        *(_text(x, y + 4, text, kind, "end") for x, text, kind in zip(COLUMNS, texts, kinds, strict=False)),
+        _text(WIDTH, y + 4, word, f"outcome {one.outcome.value}", "end"),
+    ]
 
 
 def gap_plot(gaps: Sequence[Gap]) -> str:
@@ -122,8 +161,11 @@ def gap_plot(gaps: Sequence[Gap]) -> str:
     axis = Axis(low, high)
     row = ROW + 8
     bottom = TOP + row * len(gaps)
-    parts = [_text(LEFT, TOP - 18, "gap in points", "small"), _text(WIDTH, TOP - 18, "change", "small", "end")]
-    parts.append(_text(806, TOP - 18, "champion → candidate", "small", "end"))
+    paired = any(one.champion.value is not None for one in gaps)
+    parts = [_text(LEFT, TOP - 18, "gap in points", "small")]
+    if paired:
+        parts.append(_text(775, TOP - 18, "champion → candidate", "small", "end"))
+    parts.append(_text(WIDTH, TOP - 18, "change" if paired else "candidate", "small", "end"))
     for k in range(round((high - low) / step) + 1):
         value = low + k * step
         parts.append(_line(axis.x(value), TOP - 8, axis.x(value), bottom, "axis" if abs(value) < 1e-9 else "grid"))
@@ -132,13 +174,15 @@ def gap_plot(gaps: Sequence[Gap]) -> str:
         y = TOP + row * i + row / 2
         parts.append(_text(0, y - 1, f"{SPOKEN[one.metric]} by {one.group}", "name"))
         parts.append(_text(0, y + 14, f"{one.highest} over {one.lowest}".replace(">=", "≥"), "small"))
-        for estimate, kind, shift in ((one.champion, "before", -7), (one.candidate, "after", 7)):
+        for estimate, kind, shift in ((one.champion, "before", -7), (one.candidate, "after", 7 if paired else 0)):
             if estimate.value is None or estimate.low is None or estimate.high is None:
                 continue
             parts += _whisker(axis, estimate.low, estimate.high, y + shift, kind)
             parts.append(f'<circle cx="{axis.x(estimate.value)}" cy="{y + shift}" r="4.5" class="dot {kind}"/>')
-        parts.append(_text(806, y + 4, f"{_short(one.champion)} → {_short(one.candidate)}", "number", "end"))
-        parts.append(_text(WIDTH, y + 4, points(one.change, signed=True), "number strong", "end"))
+        if paired:
+            parts.append(_text(775, y + 4, f"{_short(one.champion)} → {_short(one.candidate)}", "number", "end"))
+        said = points(one.change, signed=True) if paired else points(one.candidate)
+        parts.append(_text(WIDTH, y + 4, said, "number strong", "end"))
     return _svg(bottom + 24, "Gaps between groups for champion and candidate", parts)
 
 

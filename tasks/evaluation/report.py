@@ -49,10 +49,15 @@ def origin(verdict: Verdict, candidate: Candidate) -> str:
     """Where a candidate comes from, in one line of short digests."""
     learned = f"{candidate.rows:,} samples of " if candidate.rows else ""
     return (
-        f"Payload `{candidate.payload[:12]}`, tuned from `{(candidate.parent or 'nothing')[:12]}` ({candidate.origin} learner) "
-        f"on {learned}dataset `{candidate.dataset[:12]}`; champion `{(verdict.champion or 'none')[:12]}`, "
-        f"policy `{verdict.policy[:12]}`, evaluation `{verdict.evaluation[:12]}`."
+        f"Payload {_short(candidate.payload)}, tuned from {_short(candidate.parent)} ({_cell(candidate.origin)} learner) "
+        f"on {learned}dataset {_short(candidate.dataset)}; champion {_short(verdict.champion)}, "
+        f"policy {_short(verdict.policy)}, evaluation {_short(verdict.evaluation)}."
     )
+
+
+def _short(payload: str | None) -> str:
+    """A digest's first twelve digits as code; a trainer wrote some of them, so nothing else gets through."""
+    return f"`{re.sub('[^0-9A-Za-z]', '', payload)[:12]}`" if payload else "nothing"
 
 
 def bias_tags(evaluation: Evaluation, verdict: Verdict) -> dict[str, str]:
