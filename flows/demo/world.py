@@ -1,7 +1,7 @@
 """The outside world of the demo and of its benchmark: who asks, what becomes true, what people say. Data only, seeded.
 
-The people are Adult's. 2,000 of them are the history that the owner vouches for; a further share, all of holdout subjects, are
-past cases loaded by the backfill source; the rest come as traffic in rounds, holdout subjects among them. Every row that
+The people are Adult's. 2,000 of them are the history that the owner vouches for; a further share, all of holdout subjects,
+are past cases loaded by the backfill source; the rest come as traffic in rounds, holdout subjects among them. Every row that
 judges (holdout) or chooses (validation) is followed up until its outcome is known, of the others a share. Beside that, the users
 of the service speak up: they rate an answer they think right and correct one they think wrong, and err now and then.
 

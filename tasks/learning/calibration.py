@@ -39,6 +39,7 @@ def calibrate(
     onehot = np.eye(k)[targets]
     # design[i, c, :] = d logit_ic / d (t, bias): the score itself, then a one for the label's own bias
     design = np.concatenate([scores[:, :, None], np.broadcast_to(np.eye(k), (n, k, k))], axis=2)
+    flat = design.reshape(n * k, k + 1)
     pull = np.full(k + 1, PULL)
     scale = float(np.abs(scores).mean()) or 1.0
     pull[0] *= scale**2  # a unit of t moves logits by the size of a score
@@ -53,9 +54,9 @@ def calibrate(
     theta, now = anchor.copy(), loss(anchor)
     for _ in range(steps):
         p = probabilities(theta)
-        gradient = np.einsum("n,nc,ncj->j", w, p - onehot, design) + pull * (theta - anchor)
-        mean = np.einsum("nc,ncj->nj", p, design)
-        hessian = np.einsum("n,nc,nci,ncj->ij", w, p, design, design) - np.einsum("n,ni,nj->ij", w, mean, mean) + np.diag(pull)
+        mean = np.matmul(p[:, None, :], design)[:, 0, :]
+        gradient = flat.T @ (w[:, None] * (p - onehot)).ravel() + pull * (theta - anchor)
+        hessian = (flat * (w[:, None] * p).reshape(-1, 1)).T @ flat - (mean * w[:, None]).T @ mean + np.diag(pull)
         step = np.linalg.solve(hessian, gradient)
         size = 1.0
         while size > 1e-4:

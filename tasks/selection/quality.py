@@ -2,9 +2,9 @@
 
 A row is *confident* when somebody said something definite about it (a rating of at least `min_rating`, a correction or an
 outcome) **and** the calibrated confidence of the answer that was served is at least `min_confidence`. People's words teach only
-then: near the decision boundary a hasty vote is most often wrong and does most damage. Outcomes and blind reviews are what became
-true, so they teach in any case; their tag still says "unsure answer". Leaving them out costs: rows are then missing exactly
-where probabilities are between (measured by `tests/benchmarks/loop_gain.py --selection`).
+then: near the decision boundary a hasty vote is most often wrong and does most damage. Outcomes and blind reviews are what
+became true, so they teach in any case; their tag still says "unsure answer". Leaving them out costs: rows are then missing
+exactly where probabilities are between.
 """
 
 from __future__ import annotations
