@@ -7,6 +7,7 @@ what no row does: means, null shares, the mix of categories, and what a suite ed
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,11 @@ class Validator:
             raise ProblemError(
                 f"suite {name}: expected types and kwargs of Great Expectations, got {_line(error)}; mend it"
             ) from None
+        left = Counter(str(one["type"]) for one in expectations) - Counter(
+            str(one.expectation_type) for one in suite.expectations
+        )
+        if left:  # what it can't build, it leaves out and only logs
+            raise ProblemError(f"suite {name}: expected types and kwargs of Great Expectations, got a bad {min(left)}; mend it")
         form = {"result_format": "COMPLETE", "unexpected_index_column_names": [_ID], "include_unexpected_rows": False}
         result = self._batch.get_batch({"dataframe": frame}).validate(suite, result_format=form)
         return [_finding(one) for one in result.results]
