@@ -34,8 +34,8 @@ class Link(Record, frozen=True):
 def lineage(
     versions: Sequence[Version], releases: Sequence[Release], *, champion: str | None = None, anchor: str | None = None
 ) -> list[Link]:
-    """Oldest first. `generation` counts steps from a version without a known parent (0); payloads name parents, so a parent that
-    is not registered here gives None."""
+    """Oldest first. `generation` counts steps from a version without a known parent (0). Payloads name parents, so a parent
+    that is not registered here gives None."""
     by_payload = {version.payload: version for version in versions if version.payload}
     generation: dict[str, int] = {}
     rows: list[Link] = []

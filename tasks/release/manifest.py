@@ -69,5 +69,5 @@ def rollback_of(old: Release, last: Release, *, name: str, reason: str, environm
 
 
 def release_name(problem: str, sequence: int) -> str:
-    """`adult-3`: what people call a release."""
-    return f"{problem}-{sequence}"
+    """`adult@3`: what people and prediction events call a release."""
+    return f"{problem}@{sequence}"

@@ -68,8 +68,8 @@ def plan_rollback(
 ) -> Release | Refusal:
     """The new release over an old payload that a person asked for, or why there is none.
 
-    `facts` are of the version to go back to (its bytes hashed now). A request that was carried out gives its release again while
-    that is the newest, then the Refusal `rollback.done`.
+    `facts` are of the version to go back to (its bytes hashed now). A request that was carried out gives its release again
+    while that is the newest, then the Refusal `rollback.done`.
     """
     own = [release for release in past if release.version == asked.version]
     if not own:

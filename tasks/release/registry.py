@@ -7,9 +7,9 @@ say everything else; the guard decides who may write which. Facts collected here
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import TypeVar
 
 import msgspec
@@ -21,6 +21,9 @@ from truing.tasks.seal import Facts, Keys, canonical, tree_digest
 
 T = TypeVar("T", bound=Record)
 
+_FILE = re.compile(
+    r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*"
+)  # MLflow decodes % in names, so names stay plain
 DESCRIPTION = 5000  # characters: the column's width in MLflow's database
 
 
@@ -59,8 +62,8 @@ class Registry:
                 "build the candidate from these very files"
             )
         for name in files:
-            if not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise DataError(f"expected relative file names, got {name!r}; rename it")
+            if not _FILE.fullmatch(name) or ".." in name.split("/"):
+                raise DataError(f"expected file names of letters, digits, . _ - and /, got {name!r}; rename it")
         self._ensure_model(problem)
         known = [version for version in self.versions(problem) if version.payload == payload]
         if known:
