@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,8 +34,11 @@ from truing.tasks.kinds.model import FORMAT, Calibration, Card, Model
 from truing.tasks.kinds.tabular import Tabular
 from truing.tasks.learning.protocol import Batch
 from truing.tasks.learning.ridge import Ridge
+from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
-from truing.tasks.records import Cause, Release
+from truing.tasks.records import Approval, Candidate, Cause, Estimate, Evaluation, Outcome, Release, Verdict
+from truing.tasks.release.manifest import release_of, rollback_of
+from truing.tasks.release.registry import Registry
 
 ROOT = Path(__file__).resolve().parent.parent
 Rows = list[dict[str, Any]]
@@ -481,13 +485,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def stack_settings(data: Path) -> Settings:
+def stack_settings(data: Path, poll_s: float = 0.05) -> Settings:
     return load(
         data=data,
         problems=ROOT / "problems",
         kafka={"bootstrap": f"127.0.0.1:{free_port()}", "broker": "embedded"},
         ports={"gateway": free_port(), "registry": free_port(), "prefect": free_port()},
-        gateway={"poll_s": 0.05},
+        gateway={"poll_s": poll_s},
     )
 
 
@@ -828,3 +832,159 @@ def test_what_a_killed_broker_forgot_comes_again(cached: Settings, tmp_path: Pat
         until(lambda: box.waiting == 0, 30)
         assert {msgspec.json.decode(value)["id"].encode() for value in landed(cached)} == set(ids)
         box.close()
+
+
+# --- behind the real registry -------------------------------------------------------------------------------------------------
+
+
+class House:
+    """A registry with its guard, and the acts of each office on it, each under its own login."""
+
+    def __init__(self, settings: Settings, problem: Problem, policy: Policy) -> None:
+        self.settings, self.problem, self.policy = settings, problem, policy
+        self.keyring = Keyring(settings.keys)
+        users = ("trainer", "steward", "approver")
+        self.trainer, self.steward, self.approver = (
+            Registry(settings.registry_url, user, self.keyring.password(user)) for user in users
+        )
+        self.past: list[Release] = []
+
+    def release(self, model: Model) -> Release:
+        """Register, judge, approve, release: the whole way that a version has to go."""
+        name, now = self.problem.name, time.time()
+        files = model.to_files()
+        candidate = Candidate(
+            problem=name,
+            payload=model.payload,
+            parent=self.past[-1].payload if self.past else None,
+            base=model.base,
+            code="test",
+            kind="tabular",
+            dataset="d" * 64,
+            trial=None,
+            seed=1,
+            origin="fast",
+            registered=now,
+        )
+        version = self.trainer.register(name, files, candidate)
+        if not self.past:
+            self.steward.propose_policy(name, self.policy.digest)
+            self.approver.accept_policy(name)
+        nothing = Estimate(value=None)
+        evaluation = Evaluation(
+            digest="e" * 64,
+            problem=name,
+            candidate=model.payload,
+            champion=candidate.parent,
+            none=None,
+            anchor=None,
+            rows="r" * 64,
+            n=100,
+            coverage=1.0,
+            cells=(),
+            forgetting=nothing,
+            flips=0.0,
+            shift={},
+            latency_ms=0.0,
+            size_mb=0.0,
+        )
+        verdict = Verdict(
+            problem=name,
+            outcome=Outcome.PASS,
+            clauses=(),
+            candidate=model.payload,
+            evaluation=seal.digest(evaluation),
+            policy=self.policy.digest,
+            dataset="d" * 64,
+            champion=candidate.parent,
+            look=1,
+            at=now,
+            key="test",
+        )
+        signed = seal.sign(verdict, seal.VERDICT_TYPE, self.keyring.read("gate"))
+        self.steward.attach_verdict(name, version, signed, evaluation, "text", "<p>page</p>")
+        self.approver.approve(name, version, "it is better")
+        facts = self.steward.facts(name, version)
+        approval = seal.open_envelope(facts.approval, Approval, seal.APPROVAL_TYPE, self.keyring.public().registry)
+        assert isinstance(approval, Approval), approval
+        statement = release_of(
+            verdict,
+            approval,
+            version=version,
+            name=f"{name}@{len(self.past) + 1}",
+            past=self.past,
+            environment={"name": "test"},
+            now=now,
+        )
+        return self.move(statement)
+
+    def roll_back(self, old: Release) -> Release:
+        self.approver.request_rollback(self.problem.name, old.version, "people complain")
+        name = f"{self.problem.name}@{len(self.past) + 1}"
+        return self.move(rollback_of(old, self.past[-1], name=name, reason="people complain", environment={}, now=time.time()))
+
+    def move(self, statement: Release) -> Release:
+        signed = seal.sign(statement, seal.RELEASE_TYPE, self.keyring.read("release"))
+        self.steward.attach_release(self.problem.name, statement.version, signed)
+        self.steward.move_champion(self.problem.name, statement.version)
+        self.past.append(statement)
+        return statement
+
+
+@contextmanager
+def running_registry(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    code = (sys.executable, "-m", "uvicorn", "--factory", "truing.infra.registry_guard.app:create_app", "--no-access-log")
+    process = subprocess.Popen(
+        [*code, "--port", str(settings.ports.registry), "--log-level", "warning"],
+        env=child_environment(settings),
+        cwd=settings.data,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        Registry(settings.registry_url, "approver", Keyring(settings.keys).password("approver")).wait(60)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.mark.services
+def test_the_gateway_follows_the_real_registry(
+    tmp_path: Path, problem: Problem, policy: Policy, models: list[Model], adult: Rows
+) -> None:
+    """Release 1, release 2, back to 1 as release 3; then the registry's disk is tampered with, and at last it is away."""
+    settings = stack_settings(tmp_path, poll_s=0.3)
+    Keyring(settings.keys).create([f"{problem.name}.{source}" for source in problem.sources])
+    cache, aside = settings.data / "gateway", settings.data / "aside"
+
+    def served() -> dict[str, Any]:
+        return dict(httpx.get(f"{settings.gateway_url}/status", trust_env=False).json()["problems"][problem.name])
+
+    with running_registry(settings):
+        house = House(settings, problem, policy)
+        with running_gateway(settings):
+            assert served()["sequence"] is None
+            first = house.release(models[0])
+            until(lambda: served()["sequence"] == 1, 60)
+            house.release(models[1])
+            until(lambda: served()["sequence"] == 2, 60)
+            assert served()["payload"] == models[1].payload
+            house.roll_back(first)
+            until(lambda: served()["sequence"] == 3, 60)
+            assert served()["payload"] == models[0].payload and served()["cause"] == "rollback" and served()["floor"] == 3
+        cache.rename(aside)
+        for head in (settings.data / "registry" / "artifacts").rglob("head.safetensors"):
+            data = head.read_bytes()
+            head.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with running_gateway(settings):
+            until(lambda: served()["refusal"] is not None, 60)
+            assert "release.payload" in served()["refusal"] and served()["sequence"] is None
+    if cache.exists():
+        shutil.rmtree(cache)
+    aside.rename(cache)
+    with running_gateway(settings):
+        assert served()["sequence"] == 3, "from its cache, with registry and broker away"
+        body = question(problem, adult[:3])
+        answer = httpx.post(f"{settings.gateway_url}/v2/models/adult/infer", json=body, trust_env=False)
+        assert answer.status_code == 200 and answer.json()["parameters"]["sequence"] == 3

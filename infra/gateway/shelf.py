@@ -18,10 +18,8 @@ class RegistryShelf:
         """One request, so that version and statement are of the same moment. None before the first release."""
         try:
             raw = self._registry.rest.get("/registered-models/alias", name=problem, alias="champion")["model_version"]
-        except DataError:  # no such model, or no such alias yet
+        except (DataError, Refused):  # no such alias, or no such model yet: MLflow calls an unknown model forbidden
             return None
-        except Refused as error:
-            raise Unavailable(str(error)) from None
         version = read_version(problem, raw)
         return Shown(version=version.version, release=version.release or "")
 
