@@ -147,7 +147,7 @@ def _admin(settings: Settings, seconds: float) -> Any:
             cause = str(error.strerror or error).lower()
         if time.monotonic() >= end:
             remedy = "start it or correct TRUING_KAFKA_BOOTSTRAP" if _external(settings) else "run `truing up`"
-            raise Unavailable(f"{_who(settings)}: expected an answer within {seconds:.0f} s, got {cause}; {remedy}")
+            raise Unavailable(f"{_who(settings)}: expected an answer within {seconds:g} s, got {cause}; {remedy}")
         time.sleep(0.05)
 
 

@@ -345,11 +345,9 @@ class Reader:
 
 def _corrupt(error: BaseException) -> bool:
     """Is it the data, not the broker or the way to it?"""
-    from kafka.errors import CorruptRecordError, KafkaError, RecordTooLargeError
+    from kafka.errors import CorruptRecordError, KafkaError
 
-    return isinstance(error, (CorruptRecordError, RecordTooLargeError, *_MALFORMED)) or (
-        type(error) is KafkaError and "make progress" in str(error)
-    )
+    return isinstance(error, (CorruptRecordError, *_MALFORMED)) or (type(error) is KafkaError and "make progress" in str(error))
 
 
 def _unavailable(connection: Mapping[str, Any], error: Exception) -> Unavailable:
