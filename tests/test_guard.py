@@ -212,7 +212,7 @@ def mlflow_refusal(act: Any) -> str:
     return str(caught.value)
 
 
-# --- champion ------------------------------------------------------------------------------------------------------------------
+# --- champion -----------------------------------------------------------------------------------------------------------------
 
 PEOPLE = pytest.mark.parametrize("user", ["trainer", "approver"])
 
@@ -364,7 +364,7 @@ def test_the_admin_keeps_users_and_promotes_nothing(world: World) -> None:
             refused(http.post("/api/2.0/mlflow/users/create", json={"username": "other", "password": "a-long-password"}))
 
 
-# --- forgeries -----------------------------------------------------------------------------------------------------------------
+# --- forgeries ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("user", ["trainer", "approver", "steward", "admin"])
@@ -497,7 +497,7 @@ def test_a_release_statement_needs_the_release_key_and_the_next_sequence(world: 
     world.steward.attach_release(problem, version, sign(release, RELEASE_TYPE, key))  # the same again changes nothing
 
 
-# --- approvals -----------------------------------------------------------------------------------------------------------------
+# --- approvals ----------------------------------------------------------------------------------------------------------------
 
 
 def test_an_approval_is_stamped_with_who_when_and_which_verdict(world: World) -> None:
@@ -663,7 +663,7 @@ def test_a_frozen_problem_promotes_nothing(world: World) -> None:
     world.release(problem, version)
 
 
-# --- files ---------------------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------------------------
 
 
 def test_files_can_be_replaced_before_registration_and_never_after(world: World) -> None:
@@ -742,7 +742,7 @@ def test_bytes_changed_on_disk_are_not_promoted(world: World) -> None:
         world.steward.move_champion(problem, version)
 
 
-# --- the whole surface ---------------------------------------------------------------------------------------------------------
+# --- the whole surface --------------------------------------------------------------------------------------------------------
 
 _LIST = """
 import json, sys
@@ -836,7 +836,7 @@ def test_without_a_login_nothing_is_told(world: World) -> None:
         Registry(world.url, "trainer", "wrong-password").model("adult")
 
 
-# --- audit ---------------------------------------------------------------------------------------------------------------------
+# --- audit --------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_audit_holds_acts_and_refusals_and_its_chain_verifies(world: World) -> None:
@@ -898,7 +898,7 @@ def test_a_torn_last_line_is_cut_and_said(tmp_path: Path) -> None:
     assert [line.entry.act for line in audit_log.read(path)] == ["act", "audit.mend"]
 
 
-# --- the light client ----------------------------------------------------------------------------------------------------------
+# --- the light client ---------------------------------------------------------------------------------------------------------
 
 
 def test_files_come_back_byte_for_byte_and_registering_again_changes_nothing(world: World) -> None:

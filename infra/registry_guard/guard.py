@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,8 @@ def _body(function: str) -> Any:
 
     raw = request.get_json(force=True, silent=True)
     if isinstance(raw, str):  # old clients encode twice, and MLflow reads that too
-        raw = json.loads(raw)
+        with suppress(ValueError):
+            raw = json.loads(raw)
     if raw is not None and not isinstance(raw, dict):
         raise MlflowException("expected a JSON object as body; send one", INVALID_PARAMETER_VALUE)
     name = "".join(word.capitalize() for word in function.split("_"))

@@ -200,10 +200,11 @@ class Registry:
         return run
 
     def attach_release(self, problem: str, version: str, envelope: Envelope) -> None:
-        """The signed release statement: as `release` (the newest) and as `release.<sequence>` (kept for ever)."""
+        """The signed release statement: as `release` (the newest; first, so a crash in between loses nothing) and as
+        `release.<sequence>` (kept for ever)."""
         text = canonical(envelope).decode()
-        self.set_tag(problem, version, f"release.{_inside(envelope, Release).sequence}", text)
         self.set_tag(problem, version, "release", text)
+        self.set_tag(problem, version, f"release.{_inside(envelope, Release).sequence}", text)
 
     def move_champion(self, problem: str, version: str) -> None:
         """Serve this version. The guard asks `admit` once more and refuses with its reason."""

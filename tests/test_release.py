@@ -1,0 +1,271 @@
+"""Release plans, statements and lineage: pure, so each claim is a few lines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from truing.infra.keys import Keyring
+from truing.tasks.records import Approval, Cause, Outcome, Record, Refusal, Release, Verdict
+from truing.tasks.release.lineage import lineage
+from truing.tasks.release.promotion import check, plan_promotion, plan_rollback
+from truing.tasks.release.versions import (
+    POLICY_TYPE,
+    Rollback,
+    Version,
+    accepted_policy,
+    is_frozen,
+    open_releases,
+    requested,
+)
+from truing.tasks.seal import APPROVAL_TYPE, RELEASE_TYPE, VERDICT_TYPE, Facts, Keys, canonical, digest, sign
+
+NOW = 1_000_000.0
+POLICY = "ab" * 32
+
+
+class Desk:
+    """The three offices' keys, and envelopes by them."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self.ring, self.keys = keyring, keyring.public()
+
+    def seal(self, record: Record, kind: str, office: str) -> str:
+        return canonical(sign(record, kind, self.ring.read(office))).decode()
+
+    def facts(
+        self, version: str = "1", outcome: Outcome = Outcome.PASS, *, approved_at: float = NOW, expires: float | None = None,
+        **changes: Any,
+    ) -> Facts:  # fmt: skip
+        payload = version * 64
+        verdict = Verdict(
+            problem="adult", outcome=outcome, clauses=(), candidate=payload, evaluation="ee", policy=POLICY, dataset="dd",
+            champion=None, look=1, at=NOW, key="k", reason="women's TPR fell",
+        )  # fmt: skip
+        approval = Approval(
+            problem="adult", version=version, verdict=digest(verdict), decision="approved", by=("approver",),
+            at=approved_at, expires=expires, reason="wanted",
+        )  # fmt: skip
+        made = Facts(
+            problem="adult", version=version, payload=payload, trainer="trainer", policy=POLICY,
+            verdict=self.seal(verdict, VERDICT_TYPE, "gate"), approval=self.seal(approval, APPROVAL_TYPE, "registry"),
+        )  # fmt: skip
+        return msgspec.structs.replace(made, **changes)
+
+    def promote(self, facts: Facts, past: list[Release], now: float = NOW) -> Release | Refusal:
+        return plan_promotion(facts, past=past, keys=self.keys, environment={"name": "laptop"}, now=now)
+
+    def promoted(self, facts: Facts, past: list[Release], now: float = NOW) -> Release:
+        plan = self.promote(facts, past, now)
+        assert isinstance(plan, Release), plan
+        return plan
+
+
+@pytest.fixture(scope="module")
+def desk(keyring: Keyring) -> Desk:
+    return Desk(keyring)
+
+
+def test_the_first_release_is_genesis_and_each_next_one_counts_up(desk: Desk) -> None:
+    first = desk.promoted(desk.facts("1"), [])
+    second = desk.promoted(desk.facts("2"), [first], NOW + 1)
+    assert (first.sequence, first.cause, first.replaces) == (1, Cause.GENESIS, None)
+    assert (second.sequence, second.cause, second.replaces) == (2, Cause.PROMOTE, 1)
+    assert first.environment == {"name": "laptop"}
+    assert second.name != first.name
+
+
+def test_a_release_names_all_it_rests_on_by_digest(desk: Desk) -> None:
+    facts = desk.facts("1")
+    plan = desk.promoted(facts, [])
+    assert plan.payload == "1" * 64
+    assert (plan.policy, plan.dataset, plan.reason) == (POLICY, "dd", "wanted")
+    assert plan.verdict is not None
+    assert plan.approval is not None
+    assert plan.verdict != plan.approval
+
+
+def test_the_same_approval_never_makes_two_releases(desk: Desk) -> None:
+    facts = desk.facts("1")
+    first = desk.promoted(facts, [])
+    assert desk.promote(facts, [first], NOW + 50) == first, "after a crash the very same statement comes again"
+    second = desk.promoted(desk.facts("2"), [first], NOW + 60)
+    late = desk.promote(facts, [first, second], NOW + 70)
+    assert isinstance(late, Refusal)
+    assert late.code == "release.done"
+
+
+def test_an_approval_given_anew_may_release_again(desk: Desk) -> None:
+    first = desk.promoted(desk.facts("1"), [])
+    again = desk.promoted(desk.facts("1", approved_at=NOW + 5), [first], NOW + 6)
+    assert again.sequence == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"approval": None}, "approval.missing"),
+        ({"verdict": None}, "verdict.missing"),
+        ({"payload": "9" * 64}, "verdict.payload"),
+        ({"policy": None}, "policy.unaccepted"),
+        ({"policy": "cd" * 32}, "policy.changed"),
+        ({"trainer": "approver"}, "approval.self"),
+        ({"frozen": True}, "frozen"),
+        ({"champion": "8" * 64}, "verdict.stale"),
+    ],
+)
+def test_what_admit_refuses_is_not_planned(desk: Desk, changes: dict[str, Any], code: str) -> None:
+    plan = desk.promote(desk.facts("1", **changes), [])
+    assert isinstance(plan, Refusal)
+    assert plan.code == code
+
+
+def test_a_blocked_version_has_no_plan(desk: Desk) -> None:
+    plan = desk.promote(desk.facts("1", Outcome.BLOCK), [])
+    assert isinstance(plan, Refusal)
+    assert plan.reason == "version 1 is blocked: women's TPR fell"
+
+
+def test_a_release_does_not_outlive_the_approval_it_rests_on(desk: Desk) -> None:
+    facts = desk.facts("1", Outcome.INCONCLUSIVE, expires=NOW + 100)
+    short = plan_promotion(facts, past=[], keys=desk.keys, environment={}, now=NOW, lasts_s=50)
+    long = plan_promotion(facts, past=[], keys=desk.keys, environment={}, now=NOW, lasts_s=500)
+    assert isinstance(short, Release)
+    assert isinstance(long, Release)
+    assert (short.expires, long.expires) == (NOW + 50, NOW + 100)
+
+
+def test_a_signed_plan_is_admitted_and_one_out_of_turn_is_not(desk: Desk) -> None:
+    facts = desk.facts("1")
+    plan = desk.promoted(facts, [])
+    key = desk.ring.read("release")
+    assert check(plan, facts, private_key=key, keys=desk.keys, now=NOW) is None
+    late = check(plan, facts, private_key=key, keys=desk.keys, now=NOW, floor_sequence=2)
+    assert late is not None
+    assert late.code == "release.sequence"
+    stolen = check(plan, facts, private_key=desk.ring.read("gate"), keys=desk.keys, now=NOW)
+    assert stolen is not None
+    assert stolen.code == "envelope.signature"
+
+
+def two(desk: Desk) -> list[Release]:
+    first = desk.promoted(desk.facts("1"), [])
+    return [first, desk.promoted(desk.facts("2"), [first], NOW + 10)]
+
+
+def asked(at: float, version: str = "1") -> Rollback:
+    return Rollback(version=version, reason="complaints", by="approver", at=at)
+
+
+def back(desk: Desk, request: Rollback, past: list[Release], **changes: Any) -> Release | Refusal:
+    return plan_rollback(request, desk.facts("1", **changes), past=past, environment={}, now=NOW + 30)
+
+
+def test_a_rollback_is_a_new_release_over_the_old_payload(desk: Desk) -> None:
+    past = two(desk)
+    plan = back(desk, asked(NOW + 20), past)
+    assert isinstance(plan, Release)
+    assert (plan.sequence, plan.cause, plan.replaces, plan.version) == (3, Cause.ROLLBACK, 2, "1")
+    assert (plan.payload, plan.verdict, plan.approval) == (past[0].payload, past[0].verdict, past[0].approval)
+    assert plan.reason == "complaints"
+    facts = msgspec.structs.replace(desk.facts("1"), frozen=True, policy="cd" * 32)
+    assert check(plan, facts, private_key=desk.ring.read("release"), keys=desk.keys, now=NOW + 31, floor_sequence=2) is None
+
+
+def test_the_same_request_never_makes_two_rollbacks(desk: Desk) -> None:
+    past = two(desk)
+    request = asked(NOW + 20)
+    plan = back(desk, request, past)
+    assert isinstance(plan, Release)
+    assert back(desk, request, [*past, plan]) == plan
+    after = desk.promoted(desk.facts("3"), [*past, plan], NOW + 40)
+    late = back(desk, request, [*past, plan, after])
+    assert isinstance(late, Refusal)
+    assert late.code == "rollback.done"
+
+
+def test_a_request_older_than_the_newest_release_is_stale(desk: Desk) -> None:
+    plan = back(desk, asked(NOW + 5), two(desk))
+    assert isinstance(plan, Refusal)
+    assert plan.code == "rollback.late"
+
+
+def test_there_is_no_way_back_to_what_was_never_released_or_has_changed(desk: Desk) -> None:
+    never = back(desk, asked(NOW + 20, "7"), two(desk))
+    changed = back(desk, asked(NOW + 20), two(desk), payload="9" * 64)
+    assert isinstance(never, Refusal)
+    assert isinstance(changed, Refusal)
+    assert (never.code, changed.code) == ("rollback.unreleased", "rollback.payload")
+
+
+# --- what tags say ------------------------------------------------------------------------------------------------------------
+
+
+def version(number: str, parent: str | None = None, **tags: str) -> Version:
+    own = {"payload": number * 64, "parent": (parent or "") * 64, "origin": "fast", "rows": "120"}
+    return Version(problem="adult", version=number, created=NOW, tags=own | tags)
+
+
+def test_only_statements_whose_signature_and_subject_hold_are_releases(desk: Desk) -> None:
+    first, second = two(desk)
+    good = desk.seal(first, RELEASE_TYPE, "release")
+    wrong_key = desk.seal(second, RELEASE_TYPE, "gate")
+    moved = desk.seal(second, RELEASE_TYPE, "release")  # version 2's statement on version 1
+    seen = [
+        version("1", **{"release.1": good, "release.2": moved, "release": "junk"}),
+        version("2", **{"release.2": wrong_key}),
+    ]
+    assert open_releases(seen, desk.keys) == [first]
+
+
+def test_an_accepted_policy_needs_the_registrys_stamp_on_that_very_digest(desk: Desk) -> None:
+    record = Approval(
+        problem="adult", version="", verdict=POLICY, decision="approved", by=("approver",), at=NOW, expires=None, reason=""
+    )
+    stamp = desk.seal(record, POLICY_TYPE, "registry")
+    keys: Keys = desk.keys
+    assert accepted_policy("adult", {"policy.accepted": POLICY, "policy.stamp": stamp}, keys) == POLICY
+    assert accepted_policy("adult", {"policy.accepted": POLICY}, keys) is None
+    assert accepted_policy("adult", {"policy.accepted": "cd" * 32, "policy.stamp": stamp}, keys) is None
+    assert accepted_policy("other", {"policy.accepted": POLICY, "policy.stamp": stamp}, keys) is None
+    forged = desk.seal(record, POLICY_TYPE, "gate")
+    assert accepted_policy("adult", {"policy.accepted": POLICY, "policy.stamp": forged}, keys) is None
+    approval = desk.seal(record, APPROVAL_TYPE, "registry")
+    assert accepted_policy("adult", {"policy.accepted": POLICY, "policy.stamp": approval}, keys) is None
+
+
+def test_a_misspelt_freeze_freezes(desk: Desk) -> None:
+    assert not is_frozen({})
+    assert not is_frozen({"frozen": "False"})
+    assert is_frozen({"frozen": "true"})
+    assert is_frozen({"frozen": "until friday"})
+
+
+def test_a_rollback_request_without_its_stamp_is_none() -> None:
+    assert requested({"rollback.to": "1", "rollback.reason": "x"}) is None
+    assert requested({"rollback.to": "1", "rollback.by": "approver", "rollback.at": "soon"}) is None
+    found = requested({"rollback.to": "1", "rollback.by": "approver", "rollback.at": "5.5", "rollback.reason": "x"})
+    assert found == Rollback(version="1", reason="x", by="approver", at=5.5)
+
+
+def test_lineage_names_parents_generations_and_releases(desk: Desk) -> None:
+    """1 ← 2 ← 3, and 4 from a parent that is not here; 1 was released twice (genesis, rollback)."""
+    past = two(desk)
+    plan = back(desk, asked(NOW + 20), past)
+    assert isinstance(plan, Release)
+    versions = [version("3", "2"), version("1"), version("2", "1", trainer="trainer"), version("4", "9")]
+    rows = {row.version: row for row in lineage(versions, [*past, plan], champion="1", anchor="2")}
+    assert list(rows) == ["1", "2", "3", "4"]
+    assert [rows[n].parent for n in "1234"] == [None, "1", "2", None]
+    assert [rows[n].generation for n in "1234"] == [0, 1, 2, 0]
+    assert (rows["1"].sequences, rows["1"].causes) == ((1, 3), ("genesis", "rollback"))
+    assert rows["1"].champion
+    assert not rows["1"].anchor
+    assert rows["2"].anchor
+    assert rows["2"].trained_by == "trainer"
+
+
+def test_a_parent_that_points_forward_is_no_parent() -> None:
+    rows = lineage([version("1", "2"), version("2", "1")], [])
+    assert [row.parent for row in rows] == [None, "1"]
