@@ -78,5 +78,9 @@ class Sender:
             producer.close(timeout=0)
 
     def close(self) -> None:
-        with self._guard:
-            self._drop()
+        """Let go of the connection. A batch under way elsewhere is waited for briefly, then left to end by itself."""
+        if self._guard.acquire(timeout=1.0):
+            try:
+                self._drop()
+            finally:
+                self._guard.release()

@@ -25,6 +25,7 @@ from truing.infra.gateway.service import Service
 from truing.infra.gateway.tensors import metadata
 from truing.infra.settings import Settings, current, quiet
 from truing.tasks.errors import DataError, TruingError, Unavailable
+from truing.tasks.problem import Problem
 
 MAX_BODY = 64 << 20  # bytes
 
@@ -48,6 +49,14 @@ async def body_of(request: Request) -> bytes:
     return b"".join(pieces)
 
 
+def named(service: Service, request: Request) -> Problem:
+    """The problem in the path, or 404."""
+    name = request.path_params["name"]
+    if name not in service.problems:
+        raise HTTPException(404, f"expected a model of {', '.join(service.problems)}, got {name!r}; name one of them")
+    return service.problems[name]
+
+
 def routes(service: Service) -> list[Route]:
     """Every route with its handler. Work that computes or writes runs in a thread, so health checks never wait for it."""
 
@@ -63,16 +72,16 @@ def routes(service: Service) -> list[Route]:
         return reply({"ready": every}, 200 if every else 503)
 
     async def model(request: Request) -> Response:
-        problem = service.problem(request.path_params["name"])
+        problem = named(service, request)
         served = service.loader.served(problem.name)
         return reply(metadata(problem, [served.release.version] if served else []))
 
     async def model_ready(request: Request) -> Response:
-        name = service.problem(request.path_params["name"]).name
+        name = named(service, request).name
         return reply({"name": name, "ready": service.ready(name)}, 200 if service.ready(name) else 503)
 
     async def infer(request: Request) -> Response:
-        problem = service.problem(request.path_params["name"])
+        problem = named(service, request)
         answer = await to_thread.run_sync(partial(service.infer, problem, await body_of(request)))
         return Response(answer, media_type="application/json")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -67,7 +67,6 @@ class Look:
     refusal: str | None = None  # why the statement seen last is not served
     refused: Shown | None = None
     again: float = 0.0
-    guard: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Loader:
@@ -155,50 +154,47 @@ class Loader:
     def _take(self, problem: str, shown: Shown, fetch: Callable[[], dict[str, bytes]]) -> bool:
         """Open, fetch, hash, admit, build, keep, swap: in this order, and nothing in between."""
         look, cache = self._looks[problem], self._caches[problem]
-        with look.guard:
+        try:
+            before = look.state = cache.state()
+        except Unavailable as error:
+            return self._refuse(problem, str(error), shown)
+        release = seal.open_envelope(shown.release or None, Release, seal.RELEASE_TYPE, self._keys.release)
+        if isinstance(release, Refusal):
+            return self._refuse(problem, str(release), shown)
+        statement = seal.digest(release)
+        floor = 0 if before is None else before.floor + (statement != before.statement)
+        known = self._at_hand(look, release) or cache_hit(cache, release)
+        files = known or fetch()
+        facts = seal.Facts(problem=problem, version=shown.version, payload=seal.tree_digest(files), release=shown.release)
+        refusal = seal.admit(facts, "serve", keys=self._keys, now=self._clock(), floor_sequence=floor)
+        if refusal is not None:
+            return self._refuse(problem, str(refusal), shown)
+        try:
+            model = Model.from_files(files)
+            labels = tuple(model.problem_labels)
+        except (TruingError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            return self._refuse(problem, f"release {release.sequence} does not load: {error}; release another version", shown)
+        if labels != self.problems[problem].labels:
+            return self._refuse(
+                problem,
+                f"release {release.sequence} answers {', '.join(labels)}, problem.toml names "
+                f"{', '.join(self.problems[problem].labels)}; train with this problem file",
+                shown,
+            )
+        state = State(
+            floor=release.sequence,
+            statement=statement,
+            version=shown.version,
+            payload=release.payload,
+            envelope=shown.release,
+        )
+        if state != before or known is None:
             try:
-                before = look.state = cache.state()
+                cache.keep(state, files)
             except Unavailable as error:
                 return self._refuse(problem, str(error), shown)
-            release = seal.open_envelope(shown.release or None, Release, seal.RELEASE_TYPE, self._keys.release)
-            if isinstance(release, Refusal):
-                return self._refuse(problem, str(release), shown)
-            statement = seal.digest(release)
-            floor = 0 if before is None else before.floor + (statement != before.statement)
-            known = self._at_hand(look, release) or cache_hit(cache, release)
-            files = known or fetch()
-            facts = seal.Facts(problem=problem, version=shown.version, payload=seal.tree_digest(files), release=shown.release)
-            refusal = seal.admit(facts, "serve", keys=self._keys, now=self._clock(), floor_sequence=floor)
-            if refusal is not None:
-                return self._refuse(problem, str(refusal), shown)
-            try:
-                model = Model.from_files(files)
-                labels = tuple(model.problem_labels)
-            except (TruingError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-                return self._refuse(
-                    problem, f"release {release.sequence} does not load: {error}; release another version", shown
-                )
-            if labels != self.problems[problem].labels:
-                return self._refuse(
-                    problem,
-                    f"release {release.sequence} answers {', '.join(labels)}, problem.toml names "
-                    f"{', '.join(self.problems[problem].labels)}; train with this problem file",
-                    shown,
-                )
-            state = State(
-                floor=release.sequence,
-                statement=statement,
-                version=shown.version,
-                payload=release.payload,
-                envelope=shown.release,
-            )
-            if state != before or known is None:
-                try:
-                    cache.keep(state, files)
-                except Unavailable as error:
-                    return self._refuse(problem, str(error), shown)
-            look.served = Served(self.problems[problem], model, release, shown.release, files, self._clock())
-            look.state, look.refusal, look.refused = state, None, None
+        look.served = Served(self.problems[problem], model, release, shown.release, files, self._clock())
+        look.state, look.refusal, look.refused = state, None, None
         said = {"type": "model.serving", "problem": problem, "release": look.served.name, "version": release.version}
         self._log(msgspec.json.encode(said | {"payload": release.payload, "cause": release.cause}).decode())
         return True

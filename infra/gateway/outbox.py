@@ -141,12 +141,12 @@ class Outbox:
     def close(self, timeout_s: float = 5.0) -> None:
         """Publish what is left for at most `timeout_s`; the rest stays on disk for the next start."""
         deadline = time.monotonic() + timeout_s
-        while self._thread.is_alive() and self._waiting and time.monotonic() < deadline:
+        while self._thread.is_alive() and self._waiting and self.last_error is None and time.monotonic() < deadline:
             time.sleep(0.02)
         self._stop.set()
         self._more.set()
         if self._thread.is_alive():
-            self._thread.join(timeout_s)
+            self._thread.join(2.0)
         self._publisher.close()
         os.close(self._handle)
         os.close(self._lock)

@@ -21,7 +21,7 @@ from truing.infra.keys import Keyring
 from truing.infra.sender import Message, Sender
 from truing.infra.settings import Settings
 from truing.tasks import seal
-from truing.tasks.errors import DataError, TruingError, Unavailable
+from truing.tasks.errors import TruingError, Unavailable
 from truing.tasks.events.schema import GATEWAY, encode_event, token
 from truing.tasks.kinds.protocol import Answers
 from truing.tasks.problem import Problem, seconds
@@ -69,12 +69,6 @@ class Service:
     def stop(self) -> None:
         self.loader.stop()
         self.outbox.close()
-
-    def problem(self, name: str) -> Problem:
-        """Raises DataError for a name that no problem folder has."""
-        if name not in self.problems:
-            raise DataError(f"expected a model of {', '.join(self.problems)}, got {name!r}; name one of them")
-        return self.problems[name]
 
     def alive(self) -> bool:
         return self.outbox.alive and self.loader.alive
