@@ -56,6 +56,7 @@ class Keeper:
         self.tally: Counter[str] = Counter()  # by disposition, type, reason; since this keeper began
         self.ticked = time.monotonic()  # last sign of life of intake
         self.failed: BaseException | None = None
+        self._said = ""
         self._lock = _claim(settings)
         ring = Keyring(settings.keys)
         self.problems: dict[str, Problem] = {name: problem for name, (problem, _) in catalog(settings.problems).items()}
@@ -214,7 +215,7 @@ class Keeper:
         control = Reader(connection(self.settings), kafka.control, control_places(vault, kafka.group, kafka.control))
         waiting: list[tuple[str, int, bytes | None, tuple[str, int]]] = []
         beaten = trimmed = 0.0
-        floor: dict[int, int] = {}
+        floor: dict[str, int] = {}
         while not self.stop.is_set():
             try:
                 for chunk in control.poll(200, 100):
@@ -236,11 +237,16 @@ class Keeper:
                 if now - self.ticked > HUNG_S:  # a client library that spins is not cured by waiting
                     self.log(f"intake gave no sign for {HUNG_S:.0f} s; ending, to be started again")
                     os._exit(1)
-                beat(self.settings, "ingest", now=time.time(), counts=dict(self.tally), idle_s=round(now - self.ticked, 1))
+                self._beat()
             if kafka.broker == "embedded" and kafka.trim and now - trimmed > TRIM_S:
                 trimmed = now
                 floor = self._trim(floor)
         control.close()
+        self._beat()
+
+    def _beat(self) -> None:
+        idle_s = round(time.monotonic() - self.ticked, 1)
+        beat(self.settings, "ingest", now=time.time(), counts=dict(self.tally), idle_s=idle_s)
 
     def _handle(self, vault: Vault, key: str, offset: int, value: bytes | None, app: tuple[str, int]) -> None:
         asked = decide(value, self.problems, now=time.time())
@@ -250,23 +256,22 @@ class Keeper:
             self.log(f"{asked.act}: {asked.word}")
         self.tally[f"requests {asked.act}"] += 1
 
-    _said = ""
-
     def _say_once(self, text: str) -> None:
         if text != self._said:
             self._said = text
             self.log(text)
 
-    def _trim(self, floor: dict[int, int]) -> dict[int, int]:
+    def _trim(self, floor: dict[str, int]) -> dict[str, int]:
         """The embedded broker rewrites all it holds each second: let it forget what has landed, but for the last record."""
         upto: dict[int, int] = {}
         for app, offset in list(self._recorded.items()):
             partition, epoch = (int(part) for part in app.rsplit(":", 2)[1:])
-            if offset and epoch == self._epochs.get(partition) and offset - 1 > floor.get(partition, 0) + 500:
+            if offset and epoch == self._epochs.get(partition) and offset > floor.get(app, 0) + 500:
                 upto[partition] = offset - 1
+                floor = floor | {app: offset}
         if upto:
             self.reader.trim(upto)
-        return floor | upto
+        return floor
 
     # --- running
     def run(self) -> None:
@@ -309,7 +314,7 @@ def drain(keeper: Keeper) -> dict[str, int]:
 
 
 def _claim(settings: Settings) -> int:
-    """One keeper per data folder: a lock that the kernel drops with the process. Raises Unavailable."""
+    """One keeper per data folder: a lock that the kernel drops with the process. Raises Busy, Unavailable."""
     folder = settings.data / "run"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -126,15 +126,12 @@ def test_a_killed_broker_that_forgot_what_was_read_is_noticed_and_read_on(kafka:
     assert values(read(reader, 20)) == [message(0), *late]
     kafka.stop(kill=True)
     kafka.start()
-    kafka.publish(*late, message(20))
-    seen = read(reader, 1)
-    while message(20) not in values(seen):
+    new = [message(n) for n in range(20, 60)]
+    kafka.publish(*new, *late)  # if it forgot, new messages now stand where read ones stood
+    seen = read(reader, len(new))
+    while reader.lag():
         seen += read(reader, 1)
-    assert reader.lag() == 0
-    if reader.places[0].epoch:  # it forgot: all that it has now was read under the new epoch
-        assert set(values(seen)) == {message(0), *late, message(20)}
-    else:  # it had just saved: what was sent again stands behind
-        assert values(seen) == [*late, message(20)]
+    assert set(values(seen)) >= set(new)
     reader.close()
 
 

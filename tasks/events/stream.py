@@ -30,6 +30,7 @@ CONSUMER: dict[str, Any] = {
     "max_partition_fetch_bytes": 8 << 20,
     "fetch_max_bytes": 64 << 20,
     "bootstrap_timeout_ms": 3000,
+    "allow_auto_create_topics": False,  # it would have the broker's number of partitions, not ours
 }
 PRODUCER: dict[str, Any] = {
     "acks": "all",
@@ -39,6 +40,7 @@ PRODUCER: dict[str, Any] = {
     "request_timeout_ms": 10_000,
     "max_block_ms": 5000,
     "bootstrap_timeout_ms": 3000,
+    "allow_auto_create_topics": False,
 }
 _MALFORMED = (ValueError, IndexError, KeyError, TypeError, struct.error, OverflowError, EOFError, AttributeError)
 
