@@ -17,11 +17,7 @@ from prefect.artifacts import (
 
 @flow(name="improve", flow_run_name="improve {problem}", persist_result=False, retries=1, retry_delay_seconds=10)
 def improve(problem: str) -> dict[str, Any]:
-    """One turn of learning. `learn` knows what was learned already, so a trigger with nothing new ends at once.
-
-    Rows that wait for validation are judged first: a turn that was asked for must not wait for curate's schedule.
-    """
-    from truing.flows.curate import judge
+    """One turn of learning. `learn` knows what was learned already, so a trigger with nothing new ends at once."""
     from truing.flows.loop import Study, learn
     from truing.infra.catalog import chosen
     from truing.infra.keys import Keyring
@@ -36,7 +32,6 @@ def improve(problem: str) -> dict[str, Any]:
     registry = Registry(settings.registry_url, "trainer", Keyring(settings.keys).password("trainer"))
     given = settings.learning
     study = Study(trials=given.trials, threads=given.threads, seed=given.seed, storage=settings.data / "studies")
-    judge(lake, spec, settings.problems / problem, force=True)
     tried = len(lake.records("trials", Trial, problem=problem))
 
     candidate = learn(

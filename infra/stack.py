@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import http.client
+import json
 import os
 import re
 import shutil
@@ -30,14 +31,15 @@ from truing.infra.processes import check_port, reap
 from truing.infra.programs import Program, configuration, environment, programs, socket_path
 from truing.infra.settings import Settings
 from truing.tasks.errors import TruingError, Unavailable
-from truing.tasks.seal import digest
 
 PATIENCE_S = 180.0  # Prefect's first start migrates its database
 BEAT_S = 15.0  # older signs of life don't count
 FREE_BYTES = 500 << 20  # below this the first commit may not fit
 
-RESTARTS = 4  # of one part while `up` waits, after which it is given up
+RESTARTS = 3  # of one part while `up` waits, after which it is given up
 _ERROR = re.compile(r"^[\w.]*(Error|Exception|Refused|Unavailable|Exit)\b.*:")
+
+SETTINGS = "settings.json"  # below <data>/run while a stack runs
 
 Progress = Callable[[str, str], None]
 
@@ -137,7 +139,7 @@ class Stack:
             stale.unlink(missing_ok=True)
         path = self.run / "supervisor.conf"
         path.write_text(configuration(self.settings, self.parts))
-        (self.run / "settings.digest").write_text(self._digest())
+        (self.run / SETTINGS).write_text(json.dumps(self._shown()))
         done = subprocess.run(  # noqa: S603 - it goes into the background by itself
             [sys.executable, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(path)],
             env=environment(self.settings),
@@ -211,7 +213,7 @@ class Stack:
                 rpc.shutdown()
             _gone(pid, 10.0)
         orphans = reap(self.settings.data)
-        for name in ("supervisor.pid", "supervisor.conf", "settings.digest", *(p.name for p in self.run.glob("*.json"))):
+        for name in ("supervisor.pid", "supervisor.conf", *(p.name for p in self.run.glob("*.json"))):
             (self.run / name).unlink(missing_ok=True)
         socket_path(self.settings).unlink(missing_ok=True)
         progress("stack", f"{len(states)} parts stopped" + (f", {orphans} orphans ended" if orphans else ""))
@@ -252,17 +254,16 @@ class Stack:
                 f"{self.settings.data}: expected {FREE_BYTES >> 20} MB free, got {free >> 20} MB; free some or set TRUING_DATA"
             )
 
-    def _digest(self) -> str:
-        return digest([self.settings.model_dump(mode="json"), [part.name for part in self.parts]])
+    def _shown(self) -> dict[str, Any]:
+        """The settings without secrets, and the parts: what a running stack is told apart by."""
+        return {**self.settings.model_dump(mode="json"), "parts": [part.name for part in self.parts]}
 
     def _same_settings(self) -> None:
-        try:
-            known = (self.run / "settings.digest").read_text()
-        except OSError:
-            return
-        if known != self._digest():
+        known = _running(self.settings)
+        differ = sorted(name for name, value in self._shown().items() if known and known.get(name) != value)
+        if differ:
             raise Unavailable(
-                "expected the settings of the running stack, got others; run `truing down` first, then `truing up`"
+                f"expected the settings of the running stack, got another {differ[0]}; run `truing down` first, then up"
             )
 
     @contextmanager
@@ -287,6 +288,27 @@ class Stack:
             ) from None
         finally:
             os.close(handle)
+
+
+def as_running(settings: Settings) -> Settings:
+    """The settings with host, ports and broker of the stack that runs on this data folder, if one does.
+
+    So `truing status --data FOLDER` finds a stack that was started on other ports.
+    """
+    known = _running(settings)
+    if known is None:
+        return settings
+    kafka = settings.kafka.model_copy(update={name: known["kafka"][name] for name in ("bootstrap", "broker")})
+    ports = settings.ports.model_copy(update=known["ports"])
+    return settings.model_copy(update={"host": known["host"], "ports": ports, "kafka": kafka})
+
+
+def _running(settings: Settings) -> dict[str, Any] | None:
+    try:
+        found = json.loads((settings.data / "run" / SETTINGS).read_text())
+    except (OSError, ValueError):
+        return None
+    return cast(dict[str, Any], found)
 
 
 def reachable(bootstrap: str, timeout: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import pytest
 from truing.flows.cli.main import main
 from truing.infra.keys import Keyring
 from truing.infra.stack import Stack
+from truing.tasks.errors import DataError
 from truing.tasks.problem import Problem
+from truing.tasks.release.registry import Registry
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -209,5 +212,8 @@ def test_a_run_that_is_asked_for_can_be_awaited(live: Any) -> None:
 @pytest.mark.services
 def test_a_refusal_is_one_line_and_exit_3(live: Any, stack: Stack) -> None:
     """The trainer is no approver: the guard's reason comes through."""
+    registry = Registry(stack.settings.registry_url, "trainer", Keyring(stack.settings.keys).password("trainer"))
+    with contextlib.suppress(DataError):  # another test was first
+        registry.rest.send("POST", "/registered-models/create", name="adult")
     code, found, err = live("freeze", "--as", "trainer", "--reason", "I would rather not")
     assert code == 3 and found is None and one_line(err), err

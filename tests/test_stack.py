@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -19,7 +20,7 @@ from truing.infra.keys import Keyring
 from truing.infra.processes import MARKER, living, marker, reap
 from truing.infra.programs import configuration, environment, programs, socket_path
 from truing.infra.settings import Settings, child_environment
-from truing.infra.stack import Stack
+from truing.infra.stack import SETTINGS, Stack, as_running
 from truing.tasks.errors import ProblemError, Unavailable
 
 In = Callable[..., Settings]
@@ -149,6 +150,16 @@ def test_a_sign_of_life_is_replaced_whole(tmp_path: Path, settings_in: In) -> No
     beat(settings, "ingest", now=6.0)
     assert last_beat(settings, "ingest") == {"pid": os.getpid(), "at": 6.0}
     assert [path.name for path in (settings.data / "run").iterdir()] == ["ingest.json"]
+
+
+def test_verbs_find_a_stack_on_other_ports(tmp_path: Path, settings_in: In) -> None:
+    here, there = settings_in(tmp_path), settings_in(tmp_path)
+    assert as_running(here) == here
+    (here.data / "run").mkdir(parents=True)
+    (here.data / "run" / SETTINGS).write_text(json.dumps(Stack(there)._shown()))
+    assert as_running(here) == there
+    with pytest.raises(Unavailable, match=r"got another kafka; run `truing down` first, then up"):
+        Stack(here)._same_settings()
 
 
 # --- orphans ------------------------------------------------------------------------------------------------------------------

@@ -53,8 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from truing.infra import settings as face
 
         face.quiet()
-        chosen = {name: getattr(args, name) for name in ("data", "problems") if getattr(args, name) is not None}
-        return int(args.do(args, face.load(**chosen)) or 0)
+        chosen = {name: value for name in ("data", "problems") if (value := getattr(args, name, None)) is not None}
+        settings = face.load(**chosen)
+        if args.verb != "up":
+            from truing.infra.stack import as_running
+
+            settings = as_running(settings)
+        return int(args.do(args, settings) or 0)
     except TruingError as error:
         note(f"truing {args.verb}: {error}")
         return error.exit_code

@@ -75,7 +75,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     init = verbs.add_parser("init", parents=[common], help="write a problem to fill in, make the keys, check all problems")
     init.add_argument("name", nargs="?", help="name of the new problem; without it only keys and checks")
     init.set_defaults(do=do_init)
-    demo = verbs.add_parser("demo", parents=[common], help="the whole loop on census data, from nothing to signed releases")
+    demo = verbs.add_parser("demo", add_help=False, help="the whole loop on census data, from nothing to signed releases")
     demo.set_defaults(do=do_demo, rest=[])
 
 
