@@ -218,10 +218,16 @@ class Loader:
                     self.look(name)
                     self.registry_error = None
                 except Unavailable as error:
-                    if self.registry_error is None:
-                        self._log(f"going on without the registry: {error}")
-                    self.registry_error = str(error)
+                    self._without(str(error))
+                except (TruingError, LookupError, TypeError, ValueError, msgspec.MsgspecError) as error:
+                    self._without(f"its answer does not read ({type(error).__name__}: {error}); is this the registry?")
             self._stop.wait(self._poll_s)
+
+    def _without(self, why: str) -> None:
+        """What is served goes on; say it once."""
+        if self.registry_error is None:
+            self._log(f"going on without the registry: {why}")
+        self.registry_error = why
 
 
 def cache_hit(cache: Cache, release: Release) -> dict[str, bytes] | None:

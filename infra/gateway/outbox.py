@@ -184,23 +184,23 @@ class Outbox:
         while not self._stop.is_set():
             if self._sentinel and self._sentinel.broken():
                 self._rewind()
-            messages, cursor = self._next()
-            if not messages:
-                self._trim()
-                self._more.wait(0.25)
-                self._more.clear()
-                continue
             try:
-                self._publisher.publish(messages)
-            except Unavailable as error:
+                messages, cursor = self._next()
+                if messages:
+                    self._publisher.publish(messages)
+                    self._acknowledge(len(messages), cursor)
+                    pause, self.last_error = 0.1, None
+                    continue
+                self._trim()
+            except (Unavailable, OSError) as error:
                 if self.last_error is None:
                     self._log(f"publishing waits: {error}")
                 self.last_error = str(error)
                 self._stop.wait(pause)
                 pause = min(pause * 2, 2.0)
                 continue
-            pause, self.last_error = 0.1, None
-            self._acknowledge(len(messages), cursor)
+            self._more.wait(0.25)
+            self._more.clear()
 
     def _next(self) -> tuple[list[Message], tuple[int, int]]:
         """Up to a chunk of messages from the cursor on, and the cursor behind them."""
@@ -221,7 +221,9 @@ class Outbox:
                     if len(messages) == _CHUNK:
                         break
                 if at == before:
-                    raise RuntimeError(f"{segment.path} has an unreadable frame at byte {at}")
+                    raise Unavailable(
+                        f"{segment.path}: expected an event at byte {at}, got none that is whole; restore the file"
+                    )
                 continue
             if last:
                 break
