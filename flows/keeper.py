@@ -34,9 +34,11 @@ from truing.tasks.problem import Problem
 
 BEAT_S = 2.0
 RETRY_S = 0.5  # before something that was away is tried again
-COMPACT_S = 30.0
+COMPACT_S = 10.0
+FILES = 32  # small files of a table before they are merged: each costs every join 0.3 ms
 TRIM_S = 5.0
 HUNG_S = 300.0
+FEW = 500  # records: fewer are waited for a moment
 EVERYTHING = 5_000_000  # identities remembered while a new epoch is read from its start
 
 
@@ -98,17 +100,16 @@ class Keeper:
 
     # --- intake
     def gather(self) -> list[Chunk]:
-        """Records for one commit: up to `ingest.batch`, waiting at most `ingest.linger_ms` after the first."""
-        most, linger_s = self.settings.ingest.batch, self.settings.ingest.linger_ms / 1000
-        chunks = self.reader.poll(100, most)
-        count, end = sum(len(chunk.records) for chunk in chunks), time.monotonic() + linger_s
-        while chunks and count < most and not self.stop.is_set():
-            left = end - time.monotonic()
-            if left <= 0:
-                break
-            more = self.reader.poll(int(left * 1000), most - count)
+        """Records for one commit: up to `ingest.batch`; after the first few, what comes within `ingest.linger_ms`."""
+        most = self.settings.ingest.batch
+        chunks = more = self.reader.poll(100, most)
+        count = sum(len(chunk.records) for chunk in chunks)
+        if 0 < count < FEW:
+            self.stop.wait(self.settings.ingest.linger_ms / 1000)
+        while more and count < most:
+            more = self.reader.poll(1, most - count)
             count += sum(len(chunk.records) for chunk in more)
-            chunks += more
+            chunks = chunks + more
         return chunks
 
     def commit(self, chunks: list[Chunk]) -> int:
@@ -173,16 +174,17 @@ class Keeper:
                 if fresh:
                     self.changed.clear()
                     self.derive(vault, lake)
-                if begun - compacted > (4 * COMPACT_S if fresh else COMPACT_S):
+                if begun - compacted > COMPACT_S:
                     compacted = begun
                     self.refresh_checks()
-                    vault.compact()
-                    lake.compact()
+                    vault.compact(above=FILES)
+                    lake.compact(above=FILES)
             except TruingError as error:
                 self.log(f"join: {error}")
                 self.changed.set()
                 self.stop.wait(RETRY_S)
-            self.stop.wait(max(0.0, begun + self.settings.ingest.join_every_s - time.monotonic()))
+            took = time.monotonic() - begun
+            self.stop.wait(max(took, self.settings.ingest.join_every_s - took))  # never more than half of the time
 
     def derive(self, vault: Vault, lake: Lake) -> None:
         """Join once, and count what improve waits for."""

@@ -194,9 +194,10 @@ class Store:
             raise Unavailable(f"{self.root}/{table}: expected the table just created, found none; is the folder being deleted?")
         return handle
 
-    def compact(self, *, above: int = 100) -> dict[str, int]:
+    def compact(self, *, above: int = 100, target_bytes: int = 16 << 20) -> dict[str, int]:
         """Merge the small files of every known table that has more than `above`; {table: files removed}.
 
+        Files of `target_bytes` are left alone, so what one compaction rewrites does not grow with the table.
         Old files stay for Delta's retention (7 days), so a reader in mid-scan is never cut off.
         """
         done: dict[str, int] = {}
@@ -206,7 +207,7 @@ class Store:
                 if handle is None or len(handle.file_uris()) <= above:
                     continue
                 try:
-                    done[table] = int(handle.optimize.compact()["numFilesRemoved"])
+                    done[table] = int(handle.optimize.compact(target_size=target_bytes)["numFilesRemoved"])
                     handle.vacuum(dry_run=False)
                 except CommitFailedError:
                     self._open.pop(table, None)  # somebody else compacts

@@ -13,6 +13,7 @@ import bisect
 import itertools
 import socket
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -42,6 +43,7 @@ PRODUCER: dict[str, Any] = {
     "bootstrap_timeout_ms": 3000,
     "allow_auto_create_topics": False,
 }
+_NAPS = 5  # looks within one poll: 20 ms apart at 100 ms, 5 % of a core instead of 30 %
 _MALFORMED = (ValueError, IndexError, KeyError, TypeError, struct.error, OverflowError, EOFError, AttributeError)
 
 
@@ -131,7 +133,12 @@ class Reader:
             self._open()
             return self.poll(timeout_ms, most) if self._ready else []
         with self._guarded():
-            polled = self._consumer.poll(timeout_ms=timeout_ms, max_records=most)
+            polled = self._consumer.poll(timeout_ms=1, max_records=most)
+            for _ in range(_NAPS):  # the embedded broker answers empty fetches at once: one long poll would spin
+                if polled or timeout_ms <= 1:
+                    break
+                time.sleep(timeout_ms / 1000 / _NAPS)
+                polled = self._consumer.poll(timeout_ms=1, max_records=most)
             chunks = [self._take(tp.partition, records) for tp, records in polled.items()]
             self._idle = 0 if chunks else self._idle + 1
             if self._idle >= 50:  # seconds without a record: is it really quiet?
