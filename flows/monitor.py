@@ -8,18 +8,17 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-KEPT = 60  # windows of the past that are looked at
-AGAIN = 12  # of them, how many have their numbers taken again as labels come in
+MOST = 120  # windows whose numbers are taken in one run
 
 
 @flow(name="monitor", flow_run_name="monitor {problem}", persist_result=False, retries=1, retry_delay_seconds=5)
 def monitor(problem: str) -> dict[str, Any]:
-    """One look at a problem's traffic. Returns counts of windows and of alerts that are open and new."""
+    """Take the numbers of every window that got rows or labels since the last look. Counts of windows and alerts."""
     from truing.infra.catalog import chosen
     from truing.infra.settings import current
     from truing.tasks.events.lake import Lake
     from truing.tasks.monitoring.alerts import examine, fold
-    from truing.tasks.monitoring.windows import Window, bounds, inputs, served, window
+    from truing.tasks.monitoring.windows import Mark, Window, due, inputs, window
     from truing.tasks.problem import seconds
     from truing.tasks.records import Alert
 
@@ -27,27 +26,25 @@ def monitor(problem: str) -> dict[str, Any]:
     spec, policy = chosen(settings.problems, problem)
     lake, every = Lake(settings.lake), seconds(spec.cadence.monitor_every)
 
-    traffic = served(lake.rows(problem))
-    if not traffic.height:
-        log.info("no traffic yet")
-        return {"windows": 0, "open": 0, "new": 0}
-    since = max(float(traffic["asked_at"].min()), now - KEPT * every)  # type: ignore[arg-type]
-    reference = inputs(lake.rows(problem, splits=["trusted"]), spec)
-    known = {one.id: one for one in lake.records("traffic", Window, problem=problem)}
-    spans = list(bounds(since, now, every))
-    taken = [window(traffic, reference, spec, start=start, end=end, now=now) for start, end in spans[-AGAIN:]]
-    lake.record("traffic", [one for one in taken if one.rows])
-    seen = sorted((known | {one.id: one for one in taken}).values(), key=lambda one: one.start)[-KEPT:]
+    last = next(iter(lake.records("marks", Mark, problem=problem)), None)
+    mark, spans, traffic = due(lake, problem, mark=last, every_s=every, now=now, most=MOST)
+    reference = inputs(lake.rows(problem, splits=["trusted"]), spec) if spans else None
+    taken = [window(traffic, reference, spec, start=start, end=end, now=now) for start, end in spans]
+    lake.record("traffic", taken)
+    lake.record("marks", [mark])
+    windows = sorted(lake.records("traffic", Window, problem=problem), key=lambda one: one.start)
 
-    alerts, new = fold(lake.records("alerts", Alert, problem=problem), examine(seen, spec, policy), problem=problem, now=now)
+    known = lake.records("alerts", Alert, problem=problem)
+    alerts, new = fold(known, examine(windows, spec, policy), problem=problem, now=now)
     lake.record("alerts", alerts)
     _announce(problem, new, now)
-    _show(problem, seen, alerts)
+    if taken or alerts:
+        _show(problem, windows, alerts)
     opened = [alert for alert in alerts if alert.closed_at is None]
     for alert in new:
         log.warning("%s %s: observed %s, expected %s; %s", alert.level, alert.key, alert.observed, alert.expected, alert.act)
-    log.info("%d windows, %d alerts open, %d new", len(seen), len(opened), len(new))
-    return {"windows": len(seen), "open": len(opened), "new": len(new)}
+    log.info("%d of %d windows taken, %d alerts open, %d new", len(taken), len(windows), len(opened), len(new))
+    return {"taken": len(taken), "windows": len(windows), "open": len(opened), "new": len(new)}
 
 
 def _announce(problem: str, alerts: list[Any], now: float) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from truing.tasks.events.lake import ROWS
+from truing.tasks.events.lake import ROWS, Lake
 from truing.tasks.monitoring.alerts import Finding, examine, fold, pooled
 from truing.tasks.monitoring.stability import chance_limit, psi_of, stability
-from truing.tasks.monitoring.windows import Window, bounds, difference, mean, served, window
+from truing.tasks.monitoring.windows import Window, difference, due, mean, served, window
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
 from truing.tasks.records import Estimate
@@ -142,9 +143,26 @@ def test_loads_that_people_vouch_for_are_no_traffic(problem: Problem) -> None:
     assert served(rows).height == 0
 
 
-def test_windows_are_whole_and_aligned() -> None:
-    assert list(bounds(130.0, 300.0, 60.0)) == [(120.0, 180.0), (180.0, 240.0), (240.0, 300.0)]
-    assert list(bounds(130.0, 179.0, 60.0)) == []
+def test_only_windows_that_got_rows_or_labels_are_due(tmp_path: Path, problem: Problem) -> None:
+    """Rows of 0-300 s in whole minutes; then a label for the row asked at 130 s comes back: its minute is due again."""
+    lake = Lake(tmp_path / "lake")
+    rows = traffic(problem, 301, labelled=0.0)
+    lake.append("rows", rows)
+    seen, spans, inside = due(lake, "adult", mark=None, every_s=60.0, now=400.0, most=9)
+    assert [start for start, _ in spans] == [0.0, 60.0, 120.0, 180.0, 240.0, 300.0] and inside.height == 301
+    assert due(lake, "adult", mark=seen, every_s=60.0, now=400.0, most=9)[1] == []
+    lake.append("rows", rows[130:131].with_columns(target=pl.lit(">50K"), revision=pl.lit(2, pl.Int64)))
+    _, spans, inside = due(lake, "adult", mark=seen, every_s=60.0, now=400.0, most=9)
+    assert spans == [(120.0, 180.0)] and inside.height == 60 and inside["target"].drop_nulls().to_list() == [">50K"]
+
+
+def test_a_window_that_is_not_over_waits(tmp_path: Path, problem: Problem) -> None:
+    lake = Lake(tmp_path / "lake")
+    lake.append("rows", traffic(problem, 90))
+    seen, spans, _ = due(lake, "adult", mark=None, every_s=60.0, now=100.0, most=9)
+    assert seen.waiting == (60.0,) and spans == [(0.0, 60.0)]
+    assert due(lake, "adult", mark=seen, every_s=60.0, now=119.0, most=9)[1] == []
+    assert due(lake, "adult", mark=seen, every_s=60.0, now=120.0, most=9)[1] == [(60.0, 120.0)]
 
 
 # --- alerts
@@ -165,6 +183,15 @@ def test_steady_quality_raises_nothing(problem: Problem, policy: Policy) -> None
 def test_a_drop_beyond_chance_is_critical(problem: Problem, policy: Policy) -> None:
     found = examine(windows(problem, [0.85, 0.85, 0.85, 0.7]), problem, policy)
     assert [(one.key, one.level) for one in found] == [("quality:brier", "critical")]
+
+
+def test_quality_is_judged_on_the_newest_window_with_labels(problem: Problem, policy: Policy) -> None:
+    """A last window whose labels have not come yet hides nothing."""
+    seen = windows(problem, [0.85, 0.85, 0.7, 0.85])
+    unlabelled = traffic(problem, 100, labelled=0.0, at=4000.0)
+    last = window(unlabelled, None, problem, start=4000.0, end=5000.0, now=5000.0)
+    assert [one.key for one in examine([*seen[:3], last], problem, policy)] == ["quality:brier"]
+    assert examine([*seen, last], problem, policy) == []
 
 
 def test_no_traffic_is_no_finding(problem: Problem, policy: Policy) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from truing.tasks.monitoring.windows import Window
 from truing.tasks.policy import Policy
-from truing.tasks.problem import Problem
+from truing.tasks.problem import Problem, seconds
 from truing.tasks.records import Alert, Estimate, Record
 from truing.tasks.seal import digest
 from truing.tasks.statistics.cells import HIGHER_IS_BETTER
@@ -28,13 +28,14 @@ class Finding(Record, frozen=True):
 
 
 def examine(windows: Sequence[Window], problem: Problem, policy: Policy) -> list[Finding]:
-    """What the newest labelled window shows against the pooled ones before it, and its inputs against the training rows."""
+    """What the newest window that can say something shows, against the pooled ones before it; `windows` by rising time.
+
+    Labels come late, so quality is judged on the newest window with an interval, which need not be the newest of all.
+    """
     judged = [one for one in windows if one.rows]
     if not judged:
         return []
-    newest, earlier = judged[-1], judged[-1 - BASE_WINDOWS : -1]
-    found = _quality(newest, earlier, problem) + _gaps(newest, earlier)
-    moved = [one for one in newest.moved if one.moved]
+    found = _quality(judged, problem) + _gaps(judged)
     found += [
         Finding(
             key=f"drift:{one.column}",
@@ -45,16 +46,19 @@ def examine(windows: Sequence[Window], problem: Problem, policy: Policy) -> list
             expected=one.limit,
             act=f"look at {one.column}: its distribution has left that of the training rows",
         )
-        for one in moved
+        for one in judged[-1].moved
+        if one.moved
     ]
-    if len(judged) > 1 and judged[-2].coverage < policy.evidence.min_coverage:
+    wait = seconds(problem.maturity.outcome)
+    old = [one for one in judged if one.at - one.end > max(2 * wait, one.end - one.start)]
+    if old and old[-1].coverage < policy.evidence.min_coverage:
         found.append(
             Finding(
                 key="coverage",
                 kind="coverage",
                 level="info",
                 slice="all",
-                observed=judged[-2].coverage,
+                observed=old[-1].coverage,
                 expected=policy.evidence.min_coverage,
                 act="outcomes are missing: no candidate can pass without them; look at their source",
             )
@@ -62,49 +66,53 @@ def examine(windows: Sequence[Window], problem: Problem, policy: Policy) -> list
     return found
 
 
-def _quality(newest: Window, earlier: Sequence[Window], problem: Problem) -> list[Finding]:
+def _split(known: Sequence[Estimate]) -> tuple[Estimate, Estimate] | None:
+    """(the newest estimate with an interval, those before it pooled), or None without both."""
+    usable = [one for one in known if one.low is not None]
+    base = pooled(usable[-1 - BASE_WINDOWS : -1])
+    return (usable[-1], base) if base is not None else None
+
+
+def _quality(windows: Sequence[Window], problem: Problem) -> list[Finding]:
     metric = problem.primary_metric
-    base = pooled([one.metrics[metric] for one in earlier if metric in one.metrics])
-    now = newest.metrics.get(metric)
-    if base is None or now is None or not _worse(now, base, higher=HIGHER_IS_BETTER[metric]):
+    both = _split([one.metrics[metric] for one in windows if metric in one.metrics])
+    if both is None or not _worse(*both, higher=HIGHER_IS_BETTER[metric]):
         return []
-    act = "quality has dropped beyond chance: `truing status`, then `truing rollback` or `truing improve`"
     return [
         Finding(
             key=f"quality:{metric}",
             kind="quality",
             level="critical",
             slice="all",
-            observed=now.value,
-            expected=base.value,
-            act=act,
+            observed=both[0].value,
+            expected=both[1].value,
+            act="quality has dropped beyond chance: `truing status`, then `truing rollback` or `truing improve`",
         )
     ]
 
 
-def _gaps(newest: Window, earlier: Sequence[Window]) -> list[Finding]:
+def _gaps(windows: Sequence[Window]) -> list[Finding]:
+    series: dict[tuple[str, str, str, str], list[Estimate]] = {}
+    for one in windows[-1 - 2 * BASE_WINDOWS :]:
+        for gap in one.gaps:
+            series.setdefault((gap.group, gap.first, gap.second, gap.metric), []).append(gap.delta)
     found = []
-    for gap in newest.gaps:
-        same = [
-            other.delta
-            for one in earlier
-            for other in one.gaps
-            if (other.group, other.first, other.second, other.metric) == (gap.group, gap.first, gap.second, gap.metric)
-        ]
-        base = pooled(same)
-        if base is None or base.value is None or gap.delta.value is None:
+    for (group, first, second, metric), known in series.items():
+        both = _split(known)
+        if both is None:
             continue
-        sign = 1.0 if base.value >= 0 else -1.0
-        if _worse(_times(gap.delta, sign), _times(base, sign), higher=False):
+        now, base = both
+        sign = 1.0 if (base.value or 0.0) >= 0 else -1.0
+        if _worse(_times(now, sign), _times(base, sign), higher=False):
             found.append(
                 Finding(
-                    key=f"gap:{gap.group}:{gap.metric}",
+                    key=f"gap:{group}:{metric}",
                     kind="gap",
                     level="critical",
-                    slice=f"{gap.group}: {gap.first} − {gap.second}",
-                    observed=gap.delta.value,
+                    slice=f"{group}: {first} − {second}",
+                    observed=now.value,
                     expected=base.value,
-                    act=f"the {gap.metric} gap of {gap.group} has widened beyond chance: consider `truing rollback`",
+                    act=f"the {metric} gap of {group} has widened beyond chance: consider `truing rollback`",
                 )
             )
     return found

@@ -7,10 +7,10 @@ vault and are not here, so a window speaks for the other subjects, who are a ran
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 import polars as pl
+from truing.tasks.events.lake import ROWS, Lake, winners
 from truing.tasks.monitoring.stability import Stability, stability
 from truing.tasks.problem import UNKNOWN, Problem
 from truing.tasks.records import Estimate, Record, Split
@@ -53,6 +53,15 @@ class Window(Record, frozen=True):
         return self.labelled / self.rows if self.rows else 0.0
 
 
+class Mark(Record, frozen=True):
+    """How far monitoring has looked: a version of the table `rows`, and starts of windows that were not over then."""
+
+    id: str
+    problem: str
+    version: int | None
+    waiting: tuple[float, ...] = ()
+
+
 def served(rows: pl.DataFrame) -> pl.DataFrame:
     """Rows that a release answered; loads that people vouch for are none."""
     return rows.filter(
@@ -60,15 +69,31 @@ def served(rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def bounds(first: float, now: float, every_s: float) -> Iterator[tuple[float, float]]:
-    """Whole windows of `every_s` seconds from the one that holds `first` to the last one over by `now`."""
-    start = first // every_s * every_s
-    while start + every_s <= now:
-        yield start, start + every_s
-        start += every_s
+def due(
+    lake: Lake, problem: str, *, mark: Mark | None, every_s: float, now: float, most: int
+) -> tuple[Mark, list[tuple[float, float]], pl.DataFrame]:
+    """What to look at again: (the next mark, whole windows of `every_s` seconds, the served rows in them).
+
+    Those are the windows over by `now` in which a row was asked or labelled since `mark`, at most the newest `most`. A window
+    that is not over is noted in the mark and comes up when it is.
+    """
+    version, added, _ = lake.since("rows", mark.version if mark else None)
+    touched = added.filter(pl.col("problem") == problem, pl.col("release").is_not_null())
+    starts = set(touched.select((pl.col("asked_at") // every_s * every_s).unique()).collect().to_series())
+    starts |= set(mark.waiting if mark else ())
+    over = sorted(start for start in starts if start + every_s <= now)[-most:]
+    waiting = tuple(sorted(start for start in starts if start + every_s > now))
+    following = Mark(id=f"monitor:{problem}", problem=problem, version=version, waiting=waiting)
+    if not over:
+        return following, [], pl.DataFrame(schema=dict(ROWS))
+    inside = pl.col("asked_at").is_between(over[0], over[-1] + every_s, closed="left")
+    rows = winners(lake.scan("rows").filter(pl.col("problem") == problem, inside)).collect()
+    return following, [(start, start + every_s) for start in over], served(rows)
 
 
-def window(rows: pl.DataFrame, reference: pl.DataFrame, problem: Problem, *, start: float, end: float, now: float) -> Window:
+def window(
+    rows: pl.DataFrame, reference: pl.DataFrame | None, problem: Problem, *, start: float, end: float, now: float
+) -> Window:
     """The numbers of one window. `rows` are `served` rows, `reference` the inputs of the trusted rows as columns."""
     inside = rows.filter(pl.col("asked_at") >= start, pl.col("asked_at") < end)
     labelled = inside.filter(pl.col("target").is_not_null())
@@ -83,7 +108,7 @@ def window(rows: pl.DataFrame, reference: pl.DataFrame, problem: Problem, *, sta
         labelled=labelled.height,
         metrics=quality(inside, labelled, problem),
         gaps=gaps(inside, labelled, problem),
-        moved=tuple(stability(reference, inputs(inside, problem), problem)),
+        moved=() if reference is None else tuple(stability(reference, inputs(inside, problem), problem)),
         at=now,
     )
 
