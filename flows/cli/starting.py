@@ -110,6 +110,7 @@ def do_init(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def do_demo(args: argparse.Namespace, settings: Settings) -> int:
-    from truing.flows.demo.main import main
+    """In a folder of its own (`--data`, default .truing/demo), emptied first."""
+    from truing.flows.demo.main import play
 
-    return int(main(args.rest) or 0)
+    return play(args, settings if args.data else settings.model_copy(update={"data": settings.data / "demo"}))

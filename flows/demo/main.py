@@ -10,17 +10,13 @@ from __future__ import annotations
 import argparse
 import shutil
 import socket
-import sys
 import time
-import webbrowser
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from truing.flows.demo.adult import read_adult
 from truing.flows.demo.world import Case, Scenario, World
 from truing.flows.demo.world import Word as Said
-from truing.infra import settings as settings_module
 from truing.infra.catalog import chosen
 from truing.infra.client import Answer, Client, Word, correction, rating
 from truing.infra.control import request
@@ -34,18 +30,6 @@ from truing.tasks.records import Outcome
 T = TypeVar("T")
 PATIENCE_S = 240.0  # for any one thing that the stack does by itself
 BATCH = 1000  # rows in one question
-
-
-def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="truing demo", description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--approve-yourself", action="store_true", help="wait for your approvals in MLflow's page")
-    parser.add_argument("--keep", action="store_true", help="leave the stack running, with its pages to look at")
-    parser.add_argument("--rounds", type=int, default=None, metavar="N", help="rounds of traffic (default: the scenario's)")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the simulated world (default: 1)")
-    parser.add_argument("--data", type=Path, default=Path(".truing/demo"), help="data folder, emptied first")
-    parser.add_argument("--report", type=Path, default=Path("demo-report/index.html"), help="where the page goes")
-    parser.add_argument("--open", action="store_true", help="open the page in a browser at the end")
-    return parser.parse_args(argv)
 
 
 # --- telling ------------------------------------------------------------------------------------------------------------------
@@ -226,9 +210,9 @@ class Demo:
 
     def round(self, number: int) -> None:
         hostile = number == self.world.scenario.poisoned
-        self.tell.head(
-            f"Round {number}" + (" · in this one a share of the raters send wrong corrections about women" if hostile else "")
-        )
+        if number <= self.world.scenario.rounds:
+            twist = " · in this one a share of the raters send wrong corrections about women" if hostile else ""
+            self.tell.head(f"Round {number}{twist}")
         asked = time.monotonic()
         cases, served = self.traffic(number)
         took = time.monotonic() - asked
@@ -303,8 +287,8 @@ def summary(demo: Demo) -> None:
 
     made = summarise(demo.lake, demo.vault, demo.approver, demo.problem, keys=demo.ring.public(), now=time.time())
     links = {
-        "MLflow, login approver": f"{demo.settings.registry_url}/#/models/{demo.name}",
-        "Prefect": demo.settings.prefect_url.removesuffix("/api"),
+        f"MLflow (login approver, password in {demo.settings.keys / 'password-approver'})": f"{demo.settings.registry_url}/#/models/{demo.name}",
+        f"Prefect (login in {demo.settings.keys / 'prefect-auth'})": demo.settings.prefect_url.removesuffix("/api"),
     }
     page = write(made, demo.given.report.resolve(), links=links if demo.given.keep else {}, now=time.time())
     out = demo.tell.console
@@ -347,17 +331,14 @@ def summary(demo: Demo) -> None:
     if demo.given.keep:
         for name, url in links.items():
             out.print(f"           {name}: {url}")
-        out.print(f"           stop with: truing down --data {demo.given.data}")
-    if demo.given.open:
-        webbrowser.open(page.as_uri())
+        out.print(f"           stop with: truing down --data {demo.settings.data}")
 
 
 # --- one run ------------------------------------------------------------------------------------------------------------------
 
 
-def demo_settings(given: argparse.Namespace) -> Settings:
-    """The demo's own folder; the usual ports where they are free, else any free ones."""
-    settings = settings_module.load(data=given.data)
+def with_free_ports(settings: Settings) -> Settings:
+    """The settings as they are where their ports are free, else with any free ones: a demo need not wait for another stack."""
     wanted = [settings.ports.gateway, settings.ports.registry, settings.ports.prefect]
     embedded = settings.kafka.broker == "embedded"
     if embedded:
@@ -365,10 +346,9 @@ def demo_settings(given: argparse.Namespace) -> Settings:
     if all(free(settings.host, port) for port in wanted):
         return settings
     found = free_ports(settings.host, len(wanted))
-    chosen_ports: dict[str, Any] = {"ports": {"gateway": found[0], "registry": found[1], "prefect": found[2]}}
-    if embedded:
-        chosen_ports["kafka"] = {"bootstrap": f"{settings.host}:{found[3]}"}
-    return settings_module.load(data=given.data, **chosen_ports)
+    ports = settings.ports.model_copy(update={"gateway": found[0], "registry": found[1], "prefect": found[2]})
+    kafka = settings.kafka.model_copy(update={"bootstrap": f"{settings.host}:{found[3]}"}) if embedded else settings.kafka
+    return settings.model_copy(update={"ports": ports, "kafka": kafka})
 
 
 def free(host: str, port: int) -> bool:
@@ -406,36 +386,36 @@ def emptied(settings: Settings) -> None:
     mark.touch()
 
 
-def play(demo: Demo) -> None:
-    """The story in its order. Each step waits for what the stack does by itself."""
-    scenario = demo.world.scenario
+def story(demo: Demo) -> None:
+    """The acts in their order. Each waits for what the stack does by itself."""
+    rounds = demo.world.scenario.rounds
     demo.tell.head("History and genesis")
     demo.history()
     demo.genesis()
-    for number in range(1, scenario.rounds + 1):
+    for number in range(1, rounds + 1):
         demo.round(number)
         demo.settle(demo.improve())
     demo.tell.head("One more round of traffic, to see what the last release does")
-    demo.round(scenario.rounds + 1)
+    demo.round(rounds + 1)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    given = options(argv)
+def play(given: argparse.Namespace, settings: Settings) -> int:
+    """The whole demo in `settings.data`, which is emptied first. Raises TruingError in one line."""
     tell = Teller()
-    settings = demo_settings(given)
     emptied(settings)
+    settings = with_free_ports(settings)
     stack = Stack(settings)
     tell.console.print(f"[bold]Truing[/bold] · census income, 48,842 people · everything lies in {settings.data}")
     tell.head("The stack")
+    done = False
     try:
         stack.up(lambda part, text: tell.say(f"{part:<9} {text}"))
         tell.say("locks not separated: all parts run as you; whoever reads the key files can do anything", "dim")
         demo = Demo(settings, given, tell)
-        play(demo)
+        story(demo)
         summary(demo)
+        done = True
     finally:
-        if given.keep and sys.exc_info()[0] is None:
-            tell.say("the stack is left running")
-        else:
+        if not (given.keep and done):
             stack.down()
     return 0

@@ -89,7 +89,9 @@ class World:
         others = [i for i in order if self._splits[i] is not Split.HOLDOUT]
         past, vouched = holdout[: scenario.backfill], others[: scenario.trusted]
         taken = {*past, *vouched}
-        self._traffic = [i for i in order if i not in taken]
+        rest = [i for i in order if i not in taken]
+        # anew: in `order` the holdout subjects that are left all come last
+        self._traffic = [rest[at] for at in np.random.default_rng([seed, 1 << 20]).permutation(len(rest))]
         wanted = (scenario.rounds + 1) * scenario.round_size
         if len(past) < scenario.backfill or len(vouched) < scenario.trusted or len(self._traffic) < wanted:
             raise ValueError(
