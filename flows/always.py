@@ -85,6 +85,7 @@ def segment(keeper: Keeper, made: dict[str, Any]) -> None:
             f"expected PREFECT_API_URL={keeper.settings.prefect_url} in the environment, got none; use `truing up`"
         )
     attach(keeper)
+    logging.getLogger("prefect.FlowRunSuspendingObserver").setLevel(logging.CRITICAL)  # a traceback a second while it is away
     try:
         run_flow(ingest, flow_run=FlowRun.model_validate(made), parameters={})
     except (PrefectException, httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
