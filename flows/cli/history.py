@@ -87,6 +87,8 @@ def do_lineage(args: argparse.Namespace, settings: Settings) -> int:
     registry = Registry(settings.registry_url, "trainer", ring.password("trainer"))
     versions = registry.versions(problem.name)
     by_payload = {one.payload: one.version for one in versions}
+    model = registry.model(problem.name) if versions else None
+    marks = {"champion": model.champion, "anchor": model.anchor} if model else {}
     sequences: dict[str, list[int]] = {}
     for release in registry.releases(problem.name, ring.public()):
         sequences.setdefault(release.version, []).append(release.sequence)
@@ -100,7 +102,7 @@ def do_lineage(args: argparse.Namespace, settings: Settings) -> int:
             "reason": one.tags.get("verdict.reason"),
             "approval": one.approval,
             "releases": sequences.get(one.version, []),
-            "aliases": list(one.aliases),
+            "marks": [name for name, at in marks.items() if at == one.version],
         }
         for one in versions
     ]
@@ -113,7 +115,7 @@ def do_lineage(args: argparse.Namespace, settings: Settings) -> int:
             one["verdict"],
             one["approval"],
             ", ".join(map(str, one["releases"] or [])) or None,
-            ", ".join(one["aliases"] or []),
+            ", ".join(one["marks"]),
         )
         for one in found
     ]
