@@ -171,6 +171,12 @@ def test_too_little_evidence_is_inconclusive_with_the_rows_that_are_needed(probl
     )
 
 
+def test_a_certain_drop_inside_the_limit_does_not_block(problem: Problem) -> None:
+    given = verdict(rows(problem, 8000, harm=0.2), problem, only(clause("tpr", "sex=Female", limit=0.2)))
+    one = given.clauses[0]
+    assert one.delta.low is not None and one.delta.low > 0.02 and given.outcome is Outcome.PASS
+
+
 def test_a_drop_beyond_the_limit_that_may_be_chance_neither_blocks_nor_passes(problem: Problem) -> None:
     frame = rows(problem, 300, harm=0.25, seed=4)
     given = verdict(frame, problem, only(clause("tpr", "sex=Female", limit=0.005), evidence=Evidence(min_rows=1)))
@@ -334,7 +340,8 @@ def test_latency_size_and_shift_are_what_was_handed_in(problem: Problem) -> None
 
 def test_the_verdict_does_not_depend_on_the_order_of_the_rows(problem: Problem) -> None:
     frame = rows(problem, harm=0.2)
-    assert verdict(frame, problem) == verdict(frame.sample(fraction=1.0, shuffle=True, seed=1), problem)
+    for columns in (frame, frame.drop("revision")):
+        assert verdict(columns, problem) == verdict(columns.sample(fraction=1.0, shuffle=True, seed=1), problem)
 
 
 def test_calling_the_other_model_champion_flips_every_sign(problem: Problem) -> None:
@@ -404,8 +411,8 @@ def test_a_relative_limit_on_a_small_value_counts_as_points_and_says_so(problem:
 
 
 def test_equal_candidates_are_seldom_blocked_and_harmful_ones_never_pass(problem: Problem) -> None:
-    """2,500 rows: at most 2 of 60 equal candidates blocked; of 30 that lose 15 points of women's TPR none passes."""
-    equal = [verdict(rows(problem, 2500, seed=s), problem).outcome for s in range(60)]
+    """2,500 rows: at most 2 of 50 equal candidates blocked; of 30 that lose 15 points of women's TPR none passes."""
+    equal = [verdict(rows(problem, 2500, seed=s), problem).outcome for s in range(50)]
     assert equal.count(Outcome.BLOCK) <= 2
     harmed = [verdict(rows(problem, 2500, seed=s, harm=0.4), problem).outcome for s in range(30)]
     assert Outcome.PASS not in harmed and harmed.count(Outcome.BLOCK) >= 24

@@ -270,6 +270,26 @@ def test_repeating_every_row_under_its_subject_adds_no_evidence() -> None:
     assert bound.value == pytest.approx(upper(once, PASSING).value, abs=0.002)
 
 
+def test_subjects_of_different_sizes_are_summed_and_their_error_is_that_of_resampling_them() -> None:
+    """300 people with one to four rows each, whose rows go wrong together or not at all."""
+    rng = np.random.default_rng(21)
+    size = rng.integers(1, 5, 300)
+    codes = np.repeat(np.arange(300), size)
+    lost = (rng.random(300) < 0.1)[codes] & (rng.random(len(codes)) < 0.7)
+    den = np.ones(len(codes))
+    one = pair((den, den), (1.0 - lost, den), mask=den > 0, subjects=codes, higher_is_better=True, proportion=True)
+    assert one.n == len(codes) and len(one.units) == 300
+    assert one.drop == pytest.approx(lost.mean()) == pytest.approx(one.units.mean())
+    sums = np.bincount(codes, weights=lost)
+    drawn = rng.multinomial(300, np.full(300, 1 / 300), size=8000)
+    assert one.se == pytest.approx(float(((drawn @ sums) / (drawn @ size)).std()), rel=0.04)
+    shuffled = rng.permutation(len(codes))
+    again = pair(
+        (den, den), (1.0 - lost[shuffled], den), mask=den > 0, subjects=codes[shuffled], higher_is_better=True, proportion=True
+    )
+    assert again.se == pytest.approx(one.se) and upper(again, 0.01).value == pytest.approx(upper(one, 0.01).value)
+
+
 def test_few_subjects_with_many_rows_say_little() -> None:
     bound = upper(binary(0, 0, 5, repeat=400), PASSING)
     assert bound.value == 1.0 and "by subject" in bound.method
