@@ -962,6 +962,18 @@ def test_a_problem_without_versions_is_empty_and_an_absent_registry_is_one_line(
         gone.wait(0.2)
 
 
+def test_a_registry_that_cannot_start_says_why_in_one_line(world: World, tmp_path: Path) -> None:
+    """A second one on the same folder, and one without keys."""
+    for data, word in ((world.data, "another registry holds it"), (tmp_path, "found none; run `truing up`")):
+        done = subprocess.run(
+            [sys.executable, "-m", "uvicorn", "--factory", "truing.infra.registry_guard.app:create_app", "--port", "1"],
+            env=settings_module.child_environment(Settings(data=data)), cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert word in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+
 def test_a_plain_mlflow_user_can_register_too(world: World) -> None:
     """No client of ours: log files as a logged model, register it."""
     problem = world.problem()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from truing.infra.keys import Keyring
 from truing.infra.settings import Settings, current, quiet
-from truing.tasks.errors import Unavailable
+from truing.tasks.errors import TruingError, Unavailable
 
 if TYPE_CHECKING:
     from truing.infra.registry_guard.asgi import Gate
@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 
 
 def create_app() -> Gate:
-    """The app of this process's settings: users made from the keyring, the guard in front of every route."""
+    """The app of this process's settings: users made from the keyring, the guard in front of every route.
+
+    What can't work (a missing key, a read-only folder, a second registry on it) ends the process with one line.
+    """
     from truing.infra.registry_guard.asgi import Gate
 
     quiet()
-    settings = current()
-    return Gate(*guarded(settings, Keyring(settings.keys)))
+    try:
+        settings = current()
+        return Gate(*guarded(settings, Keyring(settings.keys)))
+    except TruingError as error:
+        raise SystemExit(str(error)) from None
 
 
 def guarded(settings: Settings, keyring: Keyring) -> tuple[Any, Guard]:
@@ -34,8 +40,12 @@ def guarded(settings: Settings, keyring: Keyring) -> tuple[Any, Guard]:
     One per process: MLflow keeps its Flask app and its stores in module globals.
     """
     from truing.infra.registry_guard import environment
+    from truing.infra.registry_guard.audit import Audit
 
     root = folder(settings)
+    audit = Audit(
+        root / "audit" / "audit.jsonl", keyring.read("registry")
+    )  # first: a second server ends before it touches anything
     environment.configure(root, keyring, settings)
     from mlflow.server.auth import create_app as mlflow_app
     from truing.infra.registry_guard.guard import Guard
@@ -44,7 +54,7 @@ def guarded(settings: Settings, keyring: Keyring) -> tuple[Any, Guard]:
     app = mlflow_app()
     environment.forget()
     synchronise(keyring, root / "users.json")
-    guard = Guard(root, keyring, settings.problems)
+    guard = Guard(root, keyring, settings.problems, audit)
     guard.install()
     return app, guard
 

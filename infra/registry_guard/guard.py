@@ -35,15 +35,27 @@ _UNAUDITED = frozenset({"create_run", "own_run", "create_logged_model", "own_log
 class Guard:
     """One per server. `install` hooks it into MLflow's Flask app; `asgi.Gate` asks it about the routes Flask never sees."""
 
-    def __init__(self, root: Path, keyring: Keyring, problems: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, root: Path, keyring: Keyring, problems: Path, audit: Audit, *, clock: Callable[[], float] = time.time
+    ) -> None:
         keys = keyring.public()
         self.books = Books(root / "artifacts", keys)
         self.uploads = Uploads({held.root for held in self.books.versions()})
         self.rules = AllRules(self.books, self.uploads)
         self.stamps = Stamps(self.books, keyring.read("registry"), problems)
-        self.audit = Audit(root / "audit" / "audit.jsonl", keyring.read("registry"))
+        self.audit = audit
         self.clock = clock
         self._turn = threading.Lock()
+        self._mend()
+
+    def _mend(self) -> None:
+        """Stamp versions whose registration was cut short between MLflow's write and ours: only a trainer can make one."""
+        for held in self.books.versions():
+            if held.version.trainer is None:
+                name, version = held.version.problem, held.version.version
+                payload = self.books.payload(held.root) or ""
+                self.books.stamp_version(name, version, {"payload": payload, "trainer": "trainer"})
+                self.audit.add("registry", "version.mend", f"{name}/{version}", "done", f"payload {payload}", self.clock())
 
     def install(self) -> None:
         """Ask before MLflow's own permission check does: it answers without reasons, and nothing would be audited."""

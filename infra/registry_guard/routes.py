@@ -125,9 +125,9 @@ CLOSED = frozenset(
 NATIVE_RULED = frozenset({"upload_artifact"})
 NATIVE_READS = frozenset(
     """
-    download_artifact get_config get_job get_mcp_access_endpoint get_mcp_server get_mcp_server_version get_providers
-    get_server_info get_version_by_alias health list_models search_all_access_endpoints search_jobs
-    search_mcp_server_versions search_mcp_servers search_server_access_endpoints
+    download_artifact get_job get_mcp_access_endpoint get_mcp_server get_mcp_server_version get_server_info
+    get_version_by_alias health list_models search_all_access_endpoints search_jobs search_mcp_server_versions
+    search_mcp_servers search_server_access_endpoints
     """.split()  # noqa: SIM905 - one name a line would be pages
 )
 NATIVE_CLOSED = frozenset(
@@ -135,11 +135,11 @@ NATIVE_CLOSED = frozenset(
     anthropic_passthrough_messages cancel_job chat_completions create_mcp_access_endpoint create_mcp_server
     create_mcp_server_version delete_mcp_access_endpoint delete_mcp_server delete_mcp_server_alias
     delete_mcp_server_tag delete_mcp_server_version delete_mcp_server_version_tag export_traces
-    gemini_passthrough_generate_content gemini_passthrough_stream_generate_content install_skills_endpoint invocations
-    list_provider_models openai_passthrough_chat openai_passthrough_embeddings openai_passthrough_responses
-    openai_passthrough_responses_compact patch_session provider_health_check raw_proxy resolve_client_tool_result
-    resolve_permission send_message set_mcp_server_alias set_mcp_server_tag set_mcp_server_version_tag stream_response
-    submit_job typesafe_passthrough_system_one update_config update_mcp_access_endpoint update_mcp_server
-    update_mcp_server_version
+    gemini_passthrough_generate_content gemini_passthrough_stream_generate_content get_config get_providers
+    install_skills_endpoint invocations list_provider_models openai_passthrough_chat openai_passthrough_embeddings
+    openai_passthrough_responses openai_passthrough_responses_compact patch_session provider_health_check raw_proxy
+    resolve_client_tool_result resolve_permission send_message set_mcp_server_alias set_mcp_server_tag
+    set_mcp_server_version_tag stream_response submit_job typesafe_passthrough_system_one update_config
+    update_mcp_access_endpoint update_mcp_server update_mcp_server_version
     """.split()  # noqa: SIM905 - one name a line would be pages
 )
