@@ -13,9 +13,10 @@ import numpy as np
 import polars as pl
 import pytest
 from truing.tasks.errors import DataError
-from truing.tasks.evaluation.comparison import Scores, compare, rows_digest
+from truing.tasks.evaluation.comparison import compare, rows_digest
 from truing.tasks.evaluation.gate import judge
 from truing.tasks.evaluation.ledger import Look, look_at, note_look, read_ledger
+from truing.tasks.evaluation.scores import Scores
 from truing.tasks.policy import Absolute, Clause, Evidence, Levels, Policy
 from truing.tasks.problem import Problem
 from truing.tasks.records import Clause as Decided

@@ -8,12 +8,12 @@ rows: what a model must beat before there is any champion.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
 from truing.tasks.errors import DataError
+from truing.tasks.evaluation.scores import PRIOR, Scores
 from truing.tasks.evaluation.slices import slices_of
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem, seconds
@@ -21,23 +21,18 @@ from truing.tasks.records import Cell, Estimate, Evaluation, Origin, Split
 from truing.tasks.seal import digest
 from truing.tasks.statistics.cells import (
     ALL,
-    HIGHER_IS_BETTER,
     METRICS,
-    PROPORTIONS,
-    UNLABELLED,
     Bools,
     Floats,
-    cells,
     ratio,
 )
 from truing.tasks.statistics.intervals import rate_interval
-from truing.tasks.statistics.paired import Codes, Paired, interval, pair
+from truing.tasks.statistics.paired import Paired, interval
 from truing.tasks.statistics.shift import psi
 
 if TYPE_CHECKING:
     import polars as pl
 
-PRIOR = "prior"
 MODELS = ("candidate", "champion", "none", "anchor")
 COLUMNS = ("id", "subject", "content", "groups", "target", "origin", "asked_at", "matured_at")
 
@@ -56,60 +51,6 @@ class Predictor(Protocol):
     """Anything that answers like `truing.tasks.kinds.model.Model`."""
 
     def predict(self, inputs: list[dict[str, Any]]) -> Answered: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """Per-row answers of every model, for the gate: rows sorted by id, subjects as codes 0..S−1.
-
-    `probability` and `answer` hold one (n,) array a model: candidate, prior, and champion, none, anchor where there are such.
-    """
-
-    rows: str
-    positive: Bools
-    judged: Bools
-    subjects: Codes
-    slices: dict[str, Bools]
-    probability: dict[str, Floats]
-    answer: dict[str, Bools]
-
-    @property
-    def subject_count(self) -> int:
-        return int(self.subjects.max()) + 1 if len(self.subjects) else 0
-
-    @property
-    def n(self) -> int:
-        """Rows that may judge."""
-        return int(self.judged.sum())
-
-    def cells(self, model: str, metric: str) -> tuple[Floats, Floats]:
-        """Numerator and denominator (n,) of one model; rows without a label count for selection rates only."""
-        num, den = cells(metric, self.positive, self.probability[model], self.answer[model])
-        if metric in UNLABELLED:
-            return num, den
-        return np.where(self.judged, num, 0.0), den * self.judged
-
-    def mask(self, name: str) -> Bools:
-        """The rows of a slice; a slice that nobody has heard of is empty."""
-        found = self.slices.get(name)
-        return found if found is not None else np.zeros(len(self.positive), dtype=bool)
-
-    def pair(self, name: str, metric: str, against: str, *, allowance: float = 0.0) -> Paired:
-        """The candidate's paired drop against another model on one slice."""
-        return pair(
-            self.cells(against, metric),
-            self.cells("candidate", metric),
-            mask=self.mask(name),
-            subjects=self.subjects,
-            higher_is_better=HIGHER_IS_BETTER[metric],
-            proportion=metric in PROPORTIONS,
-            allowance=allowance,
-        )
-
-    def unsound(self, model: str) -> int:
-        """Judging rows on which a model's probability is none."""
-        p = self.probability[model]
-        return int((self.judged & ~((p >= 0.0) & (p <= 1.0))).sum())
 
 
 def rows_digest(rows: pl.DataFrame, problem: Problem, *, now: float) -> str:

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from truing.tasks.errors import DataError
 from truing.tasks.evaluation import wording
-from truing.tasks.evaluation.comparison import PRIOR, Scores
+from truing.tasks.evaluation.scores import PRIOR, Scores
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
 from truing.tasks.records import Clause, Estimate, Evaluation, Outcome, Verdict
