@@ -76,8 +76,11 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Model:
     """Predicts; immutable. Same model, same bytes: `seal.tree_digest(model.to_files())` is its payload digest."""
 
-    def __init__(self, card: Card, encoder: TableEncoder, head: Head) -> None:
-        """Raises DataError where the parts do not fit each other."""
+    def __init__(self, card: Card, encoder: TableEncoder, head: Head, reference: Head | None = None) -> None:
+        """`reference` is the linear head that the fast learner steps from, frozen at genesis; serving never uses it.
+
+        Raises DataError where the parts do not fit each other.
+        """
         k = len(card.labels)
         shapes = {name: value.shape for name, value in head.arrays().items()}
         width = shapes["hidden"][1] if "hidden" in shapes else 0
@@ -86,11 +89,16 @@ class Model:
             wanted |= {"hidden": (encoder.width, width), "hidden_bias": (width,), "out": (width, k)}
         if shapes != wanted or len(card.thresholds) != k or len(card.calibration.bias) != k:
             raise DataError(f"expected head arrays {wanted} for {k} labels, got {shapes}; the payload is damaged")
-        if not all(np.isfinite(value).all() for value in head.arrays().values()):
+        frozen = {} if reference is None else {name: value.shape for name, value in reference.arrays().items()}
+        if frozen not in ({}, {"weight": (encoder.width, k), "bias": (k,)}):
+            raise DataError(f"expected a linear reference of width {encoder.width} for {k} labels, got {frozen}; it is damaged")
+        parts = [*head.arrays().values(), *(reference.arrays().values() if reference is not None else ())]
+        if not all(np.isfinite(value).all() for value in parts):
             raise DataError("expected finite weights, got nan or infinity; the payload is damaged")
         self.card = card
         self.encoder = encoder
         self.head = head
+        self.reference = reference
 
     @property
     def problem_labels(self) -> tuple[str, ...]:
@@ -113,26 +121,25 @@ class Model:
         return self.card.calibration.probabilities(self.head.scores(units))
 
     def to_files(self) -> dict[str, bytes]:
-        from safetensors.numpy import save
+        return {**self._frozen(), "head.safetensors": _save(self.head), "model.json": canonical(self.card)}
 
-        return {**self.encoder.to_files(), "head.safetensors": save(self.head.arrays()), "model.json": canonical(self.card)}
+    def _frozen(self) -> dict[str, bytes]:
+        reference = {} if self.reference is None else {"reference.safetensors": _save(self.reference)}
+        return {**self.encoder.to_files(), **reference}
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Model:
         """The model in `files`; files that are not its own are ignored. Raises DataError where it is not one."""
         try:
             card = msgspec.json.decode(files["model.json"], type=Card)
-            arrays: dict[str, Any] = load_arrays(files, "head.safetensors")
+            head = _load(files, "head.safetensors")
+            reference = _load(files, "reference.safetensors") if "reference.safetensors" in files else None
             encoder = TableEncoder.from_files(files)
         except (KeyError, msgspec.DecodeError) as error:
             raise DataError(f"expected the files of a model, got {error}; the payload is damaged") from None
         if card.format != FORMAT or card.kind != "tabular":
-            raise DataError(
-                f"expected a tabular model of format {FORMAT}, got {card.kind} {card.format}; run matching versions"
-            )
-        if not {"weight", "bias"} <= arrays.keys() <= set(Head.__struct_fields__):
-            raise DataError(f"expected the arrays of a head, got {sorted(arrays)}; the payload is damaged")
-        return cls(card, encoder, Head(**arrays))
+            raise DataError(f"expected a tabular model of format {FORMAT}, got {card.kind} {card.format}; match versions")
+        return cls(card, encoder, head, reference)
 
     @cached_property
     def payload(self) -> str:
@@ -141,5 +148,19 @@ class Model:
 
     @cached_property
     def base(self) -> str:
-        """Digest of the frozen encoder."""
-        return self.encoder.digest
+        """Digest of what is frozen at genesis: encoder and reference."""
+        return tree_digest(self._frozen())
+
+
+def _save(head: Head) -> bytes:
+    from safetensors.numpy import save
+
+    data: bytes = save(head.arrays())
+    return data
+
+
+def _load(files: Mapping[str, bytes], name: str) -> Head:
+    arrays: dict[str, Any] = load_arrays(files, name)
+    if not {"weight", "bias"} <= arrays.keys() <= set(Head.__struct_fields__):
+        raise DataError(f"{name}: expected the arrays of a head, got {sorted(arrays)}; the payload is damaged")
+    return Head(**arrays)

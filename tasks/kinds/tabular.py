@@ -17,9 +17,9 @@ from truing.tasks.kinds.encoders import CategoryColumn, NumberColumn, TableEncod
 from truing.tasks.kinds.protocol import Answers, Change, Inputs, Predict, Units
 from truing.tasks.problem import Problem
 
-TREES = 100
-DEPTH = 3
-KNOTS = 12
+TREES = 150
+DEPTH = 2
+KNOTS = 24
 SMOOTHING = 10.0  # a category's rate is drawn to the mean as if this many ordinary rows had been seen
 MOST_VALUES = 64  # rarer values of a category share the place of unseen ones
 NO_FOREST = {name: np.zeros((0, 1)) for name in TableEncoder.ARRAYS}
@@ -38,7 +38,7 @@ class Tabular:
     def grow(cls, problem: Problem, inputs: Inputs, labels: Sequence[str], *, seed: int, trees: int = TREES) -> Tabular:
         """Fit the encoder on trusted rows. Raises DataError when there are too few rows or only one label.
 
-        Forest of `trees` × depth 3 (≤ 8 leaves each), shrinkage 0.1, half of the rows a tree, leaves of ≥ 20 rows.
+        Forest of `trees` × depth 2 (≤ 4 leaves each), shrinkage 0.1, half of the rows a tree, leaves of ≥ 20 rows.
         """
         if len(inputs) < 50 or len(set(labels)) < 2:
             raise DataError(

@@ -7,6 +7,7 @@ learner is calibrated on rows with a true outcome, each scored as if it alone ha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,18 +19,18 @@ from truing.tasks.errors import DataError
 from truing.tasks.kinds.encoders import TableEncoder
 from truing.tasks.kinds.model import FORMAT, Calibration, Card, Head, Model
 from truing.tasks.kinds.tabular import Tabular
-from truing.tasks.learning import ridge
 from truing.tasks.learning.calibration import brier, calibrate, identity
 from truing.tasks.learning.network import Network
 from truing.tasks.learning.protocol import Batch, Params, Progress
 from truing.tasks.learning.replay import draw
-from truing.tasks.learning.ridge import Ridge
+from truing.tasks.learning.ridge import PENALTIES, Ridge
 from truing.tasks.learning.study import Report, search
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
 from truing.tasks.records import Origin, Split, Trial
 
 FOLDS = 5
+NEWTON = 2  # steps at each penalty of genesis
 ENOUGH = 200  # validation rows with a true outcome below which trusted rows judge
 FIRST: Params = {"rate": 5e-3, "epochs": 4.0, "stay": 1e-4, "drop": 0.2}
 TRUE = (Origin.OUTCOME.value, Origin.REVIEW.value)
@@ -93,7 +94,7 @@ def tune(
     if judged_by_trusted is not None:  # too little outcome evidence: what judges must not teach
         table = table.without(judged_by_trusted)
     scores = {"parent": brier(parent.probabilities(evidence.units), evidence.targets)}
-    fast_head, fast_calibration = _fast(table, evidence, len(problem.labels))
+    fast_head, fast_calibration = _fast(table, evidence, parent, len(problem.labels))
     scores["fast"] = brier(fast_calibration.probabilities(fast_head.scores(evidence.units)), evidence.targets)
     slow_head, tried = _slow(
         problem, table, evidence, parent, seed=seed, trials=trials, threads=threads, storage=storage, progress=progress
@@ -103,7 +104,7 @@ def tune(
     scores["slow"] = brier(slow_calibration.probabilities(slow_scores), evidence.targets)
     slow = scores["slow"] < scores["fast"]
     head, calibration = (slow_head, slow_calibration) if slow else (fast_head, fast_calibration)
-    model = _model(problem, parent.encoder, head, calibration, until=_until(samples))
+    model = _model(problem, parent.encoder, head, calibration, reference=parent.reference, until=_until(samples))
     return Tuned(model, "slow" if slow else "fast", tried, scores, rows=samples.height)
 
 
@@ -123,35 +124,48 @@ def _genesis(
     inputs, labels = _inputs(trusted), trusted["target"].to_list()
     fold = np.random.default_rng(seed).permutation(len(inputs)) % FOLDS
     k = len(problem.labels)
-    out_of_fold = {penalty: np.zeros((len(inputs), k)) for penalty in ridge.PENALTIES}
+    out_of_fold = {penalty: np.zeros((len(inputs), k)) for penalty in PENALTIES}
     for f in range(FOLDS):
         rest, held = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
         kind = Tabular.grow(problem, [inputs[i] for i in rest], [labels[i] for i in rest], seed=seed)
         part = _batch(kind, [inputs[i] for i in rest], [labels[i] for i in rest])
-        state = Ridge().fit(part, labels=k)
         units = kind.encode([inputs[i] for i in held]).matrix
-        for penalty in ridge.PENALTIES:
-            out_of_fold[penalty][held] = Ridge().head(state, {"penalty": penalty}).scores(units)
+        for penalty, head in _path(part, k):
+            out_of_fold[penalty][held] = head.scores(units)
         if progress is not None:
             progress(f + 1, FOLDS, f"fold {f + 1}")
     kind = Tabular.grow(problem, inputs, labels, seed=seed)
     batch = _batch(kind, inputs, labels)
     penalty, calibration, score = _choose(out_of_fold, batch.targets)
-    head = Ridge().head(Ridge().fit(batch, labels=k), {"penalty": penalty})
-    model = _model(problem, kind.encoder, head, calibration, until=_until(trusted))
+    head = dict(_path(batch, k, until=penalty))[penalty]
+    model = _model(problem, kind.encoder, head, calibration, reference=head, until=_until(trusted))
     return Tuned(model, "fast", (), {"fast": score}, rows=trusted.height)
 
 
-def _fast(table: _Table, evidence: Batch, labels: int) -> tuple[Head, Calibration]:
-    state = Ridge().fit(table.batch, labels=labels)
+def _path(batch: Batch, labels: int, *, until: float = 0.0) -> Iterator[tuple[float, Head]]:
+    """Penalised logistic regression at every penalty, from strong to weak, each a few Newton steps from the one before."""
+    head = None
+    for penalty in sorted(PENALTIES, reverse=True):
+        for _ in range(NEWTON):
+            learner = Ridge(head)
+            head = learner.head(learner.fit(batch, labels=labels), {"penalty": penalty})
+        if head is not None:
+            yield penalty, head
+        if penalty <= until:
+            return
+
+
+def _fast(table: _Table, evidence: Batch, parent: Model, labels: int) -> tuple[Head, Calibration]:
+    learner = Ridge(parent.reference)
+    state = learner.fit(table.batch, labels=labels)
     true = table.batch.take(table.true & ~table.trusted)
     targets = np.concatenate([true.targets, evidence.targets])
     scored: dict[float, Scores] = {}
-    for penalty in ridge.PENALTIES:
-        head = Ridge().head(state, {"penalty": penalty})
-        scored[penalty] = np.concatenate([ridge.left_out(state, true, penalty), head.scores(evidence.units)])
+    for penalty in PENALTIES:
+        left_out = learner.left_out(state, true, {"penalty": penalty})
+        scored[penalty] = np.concatenate([left_out, learner.head(state, {"penalty": penalty}).scores(evidence.units)])
     penalty, calibration, _ = _choose(scored, targets)
-    return Ridge().head(state, {"penalty": penalty}), calibration
+    return learner.head(state, {"penalty": penalty}), calibration
 
 
 def _choose(scored: dict[float, Scores], targets: NDArray[np.int64]) -> tuple[float, Calibration, float]:
@@ -247,10 +261,12 @@ def _until(rows: pl.DataFrame) -> float:
     return float(latest) if isinstance(latest, (int, float)) else 0.0
 
 
-def _model(problem: Problem, encoder: TableEncoder, head: Head, calibration: Calibration, *, until: float) -> Model:
+def _model(
+    problem: Problem, encoder: TableEncoder, head: Head, calibration: Calibration, *, reference: Head | None, until: float
+) -> Model:
     k = len(problem.labels)
     card = Card(
         format=FORMAT, kind="tabular", problem=problem.name, head=problem.label, labels=problem.labels,
         positive=problem.positive, thresholds=(1 / k,) * k, calibration=calibration, learned_until=until,
     )  # fmt: skip
-    return Model(card, encoder, head)
+    return Model(card, encoder, head, reference)

@@ -12,7 +12,6 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from truing.tasks.kinds.model import Head
-from truing.tasks.records import Trial
 
 Progress = Callable[[int, int, str], None]  # (done, of, what)
 Params = dict[str, float]
@@ -37,6 +36,13 @@ class Range(NamedTuple):
     log: bool = False
 
 
+class Try(NamedTuple):
+    """Parameters tried and the calibrated Brier score they had on the evidence."""
+
+    params: Params
+    score: float
+
+
 S = TypeVar("S")
 
 
@@ -58,7 +64,7 @@ class Learner(Protocol[S]):
     def head(self, state: S, params: Params) -> Head: ...
 
     def tune(
-        self, state: S, batch: Batch, evidence: Batch, *, trials: int, seed: int, threads: int, progress: Progress | None
-    ) -> tuple[Head, tuple[Trial, ...]]:
+        self, state: S, batch: Batch, evidence: Batch, *, trials: int, seed: int, threads: int
+    ) -> tuple[Head, tuple[Try, ...]]:
         """The best head found, judged by calibrated Brier on `evidence`, and what was tried."""
         ...
