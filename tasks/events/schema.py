@@ -13,166 +13,67 @@ import hashlib
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 from truing.tasks import seal
 from truing.tasks.errors import DataError
+from truing.tasks.events.contract import (
+    DECODERS,
+    ENVELOPE,
+    KINDS,
+    PEOPLE,
+    TIME,
+    Answer,
+    Attribute,
+    Correction,
+    Envelope,
+    Interaction,
+    Out,
+    Outcome,
+    Prediction,
+    Preference,
+    Rating,
+    Reason,
+    Review,
+)
 from truing.tasks.problem import Problem, seconds
 from truing.tasks.records import DeadLetter, Event, Position, Record
+
+__all__ = [
+    "FUTURE_S",
+    "GATEWAY",
+    "KINDS",
+    "MAX_BYTES",
+    "PEOPLE",
+    "Answer",
+    "Attribute",
+    "Correction",
+    "Interaction",
+    "Known",
+    "Message",
+    "Outcome",
+    "Prediction",
+    "Preference",
+    "Proofs",
+    "Rating",
+    "Reason",
+    "Review",
+    "check_token",
+    "claimed_id",
+    "encode_event",
+    "identity",
+    "judge",
+    "pseudonym",
+    "read_message",
+    "rfc3339",
+    "token",
+]
 
 GATEWAY: Final = "gateway"
 MAX_BYTES: Final = 256 * 1024  # of one message
 FUTURE_S: Final = 300.0  # how far a sender's clock may run ahead
 _MAC: Final = "mac:"
-
-Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Text = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
-Long = Annotated[str, msgspec.Meta(max_length=200_000)]
-Scalar = str | int | float | bool | None
-
-
-class Reason(StrEnum):
-    """Why a message is a dead letter."""
-
-    OVERSIZE = "oversize"
-    JSON = "json"  # not JSON, not UTF-8, NaN, half a surrogate pair, nested too deep
-    ENVELOPE = "envelope"  # an attribute of CloudEvents is missing or has the wrong type
-    TYPE = "type.unknown"
-    TIME = "time.format"
-    FUTURE = "time.future"
-    OLD = "time.old"
-    PROBLEM = "problem.unknown"
-    PREDICTION = "prediction.missing"
-    SOURCE = "source.unknown"
-    SOURCE_TYPE = "source.type"
-    PROOF = "proof.missing"
-    MAC = "proof.forged"
-    TOKEN = "token.forged"  # noqa: S105 - a code
-    EXPIRED = "token.expired"
-    DATA = "data"
-    LABEL = "label.unknown"
-    GROUP = "group.unknown"
-    INPUTS = "inputs"  # a row check of the suite failed
-    CORRUPT = "corrupt"  # its batch has a wrong checksum on the broker
-    LOST = "lost"  # deleted by the broker before it was read
-
-
-# --- what `data` may be -------------------------------------------------------------------------------------------------------
-
-
-class _Data(Record, frozen=True):
-    pass
-
-
-class Answer(_Data, frozen=True):
-    """What was served. `probabilities` are by label and sum to 1 (± 0.01)."""
-
-    label: Text
-    confidence: Share
-    probabilities: dict[str, Share] = msgspec.field(default_factory=dict)
-
-
-class Prediction(_Data, frozen=True):
-    """A question and, if a model answered it, the answer. `groups` are raw protected attributes; the join buckets them."""
-
-    inputs: dict[str, Scalar]
-    groups: dict[str, Scalar] = msgspec.field(default_factory=dict)
-    answer: Answer | None = None
-    release: str | None = None
-    variant: str | None = None
-    propensity: Share | None = None
-    schema: str | None = None  # version of the feature schema
-    audit: bool = False
-
-
-class Rating(_Data, frozen=True):
-    value: Share
-
-
-class Correction(_Data, frozen=True):
-    label: Text
-
-
-class Outcome(_Data, frozen=True):
-    label: Text
-
-
-class Review(_Data, frozen=True):
-    label: Text
-
-
-class Attribute(_Data, frozen=True):
-    groups: dict[str, Scalar]
-
-
-class Preference(_Data, frozen=True):
-    prompt: Long
-    chosen: Long
-    rejected: Long
-
-
-class Interaction(_Data, frozen=True):
-    kind: Text
-    value: float | None = None
-
-
-KINDS: Final[dict[str, type[_Data]]] = {
-    "prediction": Prediction,
-    "rating": Rating,
-    "correction": Correction,
-    "outcome": Outcome,
-    "review": Review,
-    "attribute": Attribute,
-    "preference": Preference,
-    "interaction": Interaction,
-}
-PEOPLE: Final = frozenset(
-    {"rating", "correction", "interaction"}
-)  # believed for the token of their prediction, never for a MAC
-_DECODERS: Final = {f"truing.{kind}.v1": (kind, msgspec.json.Decoder(data)) for kind, data in KINDS.items()}
-
-
-class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
-    """Attributes as on the wire. Extensions that we don't know are let through unread: they are not signed."""
-
-    specversion: str
-    id: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-    source: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-    type: str
-    time: str
-    data: msgspec.Raw
-    problem: str
-    subject: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | None = None
-    datacontenttype: str = "application/json"
-    predictionid: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
-    actor: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | None = None
-    actorkind: str = "person"
-    proof: str | None = None
-
-
-class _Out(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The same for writing: what is absent is left out, as CloudEvents wants it."""
-
-    specversion: str
-    id: str
-    source: str
-    type: str
-    time: str
-    datacontenttype: str
-    problem: str
-    subject: str | None = None
-    predictionid: str | None = None
-    actor: str | None = None
-    actorkind: str | None = None
-    proof: str | None = None
-    data: msgspec.Raw
-
-
-_ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
-_TIME: Final = Annotated[datetime, msgspec.Meta(tz=True)]
-
 
 # --- writing ------------------------------------------------------------------------------------------------------------------
 
@@ -220,7 +121,7 @@ def encode_event(
     if source_key is not None:
         parts = _signed(id, source, name, at, problem, prediction_id, subject, actor, actor_kind, raw)
         proof = _MAC + seal.mac(source_key, *parts)
-    message = _Out(
+    message = Out(
         specversion="1.0",
         id=id,
         source=source,
@@ -359,7 +260,7 @@ def judge(value: bytes | None, *, proofs: Proofs, now: float) -> Message:
     if len(value) > MAX_BYTES:
         return Message(data=value, reason=Reason.OVERSIZE, detail=f"expected at most {MAX_BYTES} bytes, got {len(value)}")
     try:
-        envelope = _ENVELOPE.decode(value)
+        envelope = ENVELOPE.decode(value)
     except msgspec.ValidationError as error:
         return Message(event_id=claimed_id(value), data=value, reason=Reason.ENVELOPE, detail=_one_line(error))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -377,7 +278,7 @@ def judge(value: bytes | None, *, proofs: Proofs, now: float) -> Message:
         )
 
 
-def _believe(envelope: _Envelope, proofs: Proofs, now: float) -> Message:
+def _believe(envelope: Envelope, proofs: Proofs, now: float) -> Message:
     if envelope.specversion != "1.0" or not envelope.datacontenttype.startswith("application/json"):
         raise _Dead(Reason.ENVELOPE, "expected specversion 1.0 and datacontenttype application/json")
     if envelope.actorkind not in ("person", "source"):
@@ -385,9 +286,9 @@ def _believe(envelope: _Envelope, proofs: Proofs, now: float) -> Message:
     known = proofs.known.get(envelope.problem)
     if known is None:
         raise _Dead(Reason.PROBLEM, f"expected a problem of {', '.join(sorted(proofs.known))}, got another")
-    if envelope.type not in _DECODERS:
+    if envelope.type not in DECODERS:
         raise _Dead(Reason.TYPE, "expected truing.<kind>.v1 with a known kind")
-    kind, decoder = _DECODERS[envelope.type]
+    kind, decoder = DECODERS[envelope.type]
     if envelope.predictionid is None and kind != "preference":
         raise _Dead(Reason.PREDICTION, f"expected the predictionid of a {kind}, got none")
     raw = bytes(envelope.data)
@@ -419,7 +320,7 @@ def _believe(envelope: _Envelope, proofs: Proofs, now: float) -> Message:
     )
 
 
-def _prove(envelope: _Envelope, kind: str, raw: bytes, known: Known, proofs: Proofs, now: float) -> None:
+def _prove(envelope: Envelope, kind: str, raw: bytes, known: Known, proofs: Proofs, now: float) -> None:
     """Raises _Dead unless token or MAC holds and may say this."""
     proof = envelope.proof
     if not proof:
@@ -459,7 +360,7 @@ def _prove(envelope: _Envelope, kind: str, raw: bytes, known: Known, proofs: Pro
 
 def _time(text: str, now: float, credit_s: float) -> float:
     try:
-        time = float(msgspec.convert(text, _TIME).timestamp())
+        time = float(msgspec.convert(text, TIME).timestamp())
     except (msgspec.ValidationError, OverflowError, ValueError):
         raise _Dead(Reason.TIME, "expected an RFC 3339 time with zone like 2026-11-23T03:40:00Z") from None
     if time > now + FUTURE_S:

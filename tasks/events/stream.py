@@ -9,16 +9,14 @@ batch with a wrong checksum becomes dead letters, neither a hang nor a silent sk
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import socket
-import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from truing.tasks.errors import Unavailable
+from truing.tasks.events import salvage
 from truing.tasks.events.schema import Reason, claimed_id
 from truing.tasks.records import Record
 
@@ -44,7 +42,6 @@ PRODUCER: dict[str, Any] = {
     "allow_auto_create_topics": False,
 }
 _NAPS = 5  # looks within one poll: 20 ms apart at 100 ms, 5 % of a core instead of 30 %
-_MALFORMED = (ValueError, IndexError, KeyError, TypeError, struct.error, OverflowError, EOFError, AttributeError)
 
 
 class Place(Record, frozen=True):
@@ -168,7 +165,7 @@ class Reader:
             finally:
                 admin.close()
         except (KafkaError, OSError) as error:
-            self.notes.append(f"could not trim {self.topic}: {_short(error)}")
+            self.notes.append(f"could not trim {self.topic}: {salvage.short(error)}")
 
     def close(self) -> None:
         if self._consumer is not None:
@@ -283,10 +280,13 @@ class Reader:
             yield
         except OffsetOutOfRangeError:
             self.close()
-        except (KafkaError, OSError, *_MALFORMED) as error:
+        except (KafkaError, OSError, *salvage.MALFORMED) as error:
             self.close()
-            if _corrupt(error) and self._salvage():
-                return
+            try:
+                if salvage.corrupt(error) and self._salvage():
+                    return
+            except (KafkaError, OSError) as second:
+                raise _unavailable(self._connection, second) from None
             raise _unavailable(self._connection, error) from None
 
     # --- corrupt batches
@@ -295,74 +295,17 @@ class Reader:
         done = False
         for tp in self._partitions(self.places):
             place = self.places[tp.partition]
-            fault = self._fault(tp, place.offset)
+            fault = salvage.fault(self._new, tp, place.offset)
             if fault:
-                following = self._after(tp, place.offset, fault)
-                values = self._unchecked(tp, place.offset, following)
+                following = salvage.after(self._new, tp, place.offset, fault)
+                values = salvage.unchecked(self._new, tp, place.offset, following)
                 records = [(offset, values.get(offset)) for offset in range(place.offset, following)]
                 detail = f"offsets {place.offset} to {following - 1} are in a batch that does not read: {fault}"
                 self._dead(tp.partition, records, Reason.CORRUPT, detail[:300])
                 done = True
         return done
 
-    def _fault(self, tp: Any, offset: int) -> str:
-        """Why reading from this offset on fails, or "". A fresh consumer each time: one that raised would hang."""
-        from kafka.errors import KafkaError
-
-        consumer = self._new()
-        try:
-            consumer.assign([tp])
-            consumer.seek(tp, offset)
-            consumer.poll(timeout_ms=1000, max_records=1)
-            return ""
-        except (KafkaError, *_MALFORMED) as error:
-            if not _corrupt(error):
-                raise
-            return _short(error)
-        finally:
-            consumer.close(timeout_ms=1000)
-
-    def _after(self, tp: Any, offset: int, fault: str) -> int:
-        """The first offset behind the unreadable batch. A checksum's error names its batch, so bisection is exact."""
-        consumer = self._new()
-        try:
-            end = consumer.end_offsets([tp])[tp]
-        finally:
-            consumer.close(timeout_ms=1000)
-        rest = range(offset + 1, end)
-        if "crc" in fault:
-            return offset + 1 + bisect.bisect_left(rest, True, key=lambda at: self._fault(tp, at) != fault)
-        return next(itertools.filterfalse(lambda at: self._fault(tp, at), rest), end)
-
-    def _unchecked(self, tp: Any, start: int, stop: int) -> dict[int, bytes | None]:
-        """What can be read of a corrupt batch without its checksum, for the dead letters only."""
-        from kafka.errors import KafkaError
-
-        consumer = self._new(check_crcs=False)
-        values: dict[int, bytes | None] = {}
-        try:
-            consumer.assign([tp])
-            consumer.seek(tp, start)
-            for records in consumer.poll(timeout_ms=1000, max_records=stop - start).values():
-                values.update((record.offset, record.value) for record in records if record.offset < stop)
-        except (KafkaError, OSError, *_MALFORMED):
-            return values
-        finally:
-            consumer.close(timeout_ms=1000)
-        return values
-
-
-def _corrupt(error: BaseException) -> bool:
-    """Is it the data, not the broker or the way to it?"""
-    from kafka.errors import CorruptRecordError, KafkaError
-
-    return isinstance(error, (CorruptRecordError, *_MALFORMED)) or (type(error) is KafkaError and "make progress" in str(error))
-
 
 def _unavailable(connection: Mapping[str, Any], error: Exception) -> Unavailable:
     where = ",".join(connection["bootstrap_servers"])
-    return Unavailable(f"the Kafka broker at {where}: expected an answer, got {_short(error)}; it is tried again")
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    return Unavailable(f"the Kafka broker at {where}: expected an answer, got {salvage.short(error)}; it is tried again")
