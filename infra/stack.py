@@ -7,19 +7,15 @@ it knows by the marker in their environment. `down` leaves no process, port, soc
 
 from __future__ import annotations
 
-import fcntl
 import http.client
-import json
-import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 import psutil
@@ -27,19 +23,18 @@ from truing.infra.calls import call
 from truing.infra.catalog import catalog
 from truing.infra.heartbeat import last_beat
 from truing.infra.keys import Keyring
-from truing.infra.processes import check_port, reap
+from truing.infra.preflight import alone, check, reachable
+from truing.infra.processes import reap
 from truing.infra.programs import Program, configuration, environment, programs, socket_path
+from truing.infra.running import check_same, remember
 from truing.infra.settings import Settings
 from truing.tasks.errors import TruingError, Unavailable
 
 PATIENCE_S = 180.0  # Prefect's first start migrates its database
 BEAT_S = 15.0  # older signs of life don't count
-FREE_BYTES = 500 << 20  # below this the first commit may not fit
 
 RESTARTS = 3  # of one part while `up` waits, after which it is given up
 _ERROR = re.compile(r"^[\w.]*(Error|Exception|Refused|Unavailable|Exit)\b.*:")
-
-SETTINGS = "settings.json"  # below <data>/run while a stack runs
 
 Progress = Callable[[str, str], None]
 
@@ -60,6 +55,7 @@ class Stack:
             names = ", ".join(part.name for part in everything)
             raise Unavailable(f"--only: expected parts out of {names}, got {', '.join(unknown)}; correct the name")
         self.parts = tuple(part for part in everything if parts is None or part.name in parts)
+        self.names = [part.name for part in self.parts]
 
     # --- acts
     def up(self, progress: Progress = silent) -> bool:
@@ -68,20 +64,20 @@ class Stack:
         fresh = not self.settings.data.exists()
         started = False
         try:
-            with self._locked():
+            with alone(self.settings.data):
                 running = self.states()
                 if not running:
                     reaped = reap(self.settings.data)
                     if reaped:
                         progress("stack", f"ended {reaped} orphans of a killed supervisor")
-                    self._check()
+                    check(self.settings, self.parts)
                     Keyring(self.settings.keys).create(
                         [f"{name}.{src}" for name, (p, _) in problems.items() for src in p.sources]
                     )
                     started = True
                     self._start()
                 else:
-                    self._same_settings()
+                    check_same(self.settings, self.names)
                     started = self._revive(running)
                 try:
                     self._wait(progress)
@@ -99,7 +95,7 @@ class Stack:
         """Stop everything of this data folder, orphans too. False = nothing ran."""
         if not self.run.exists():
             return False
-        with self._locked():
+        with alone(self.settings.data):
             return self._stop(progress)
 
     # --- the supervisor
@@ -139,7 +135,7 @@ class Stack:
             stale.unlink(missing_ok=True)
         path = self.run / "supervisor.conf"
         path.write_text(configuration(self.settings, self.parts))
-        (self.run / SETTINGS).write_text(json.dumps(self._shown()))
+        remember(self.settings, self.names)
         done = subprocess.run(  # noqa: S603 - it goes into the background by itself
             [sys.executable, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(path)],
             env=environment(self.settings),
@@ -230,97 +226,6 @@ class Stack:
             if all(self.states().get(name, {}).get("statename") in ("STOPPED", "EXITED", "FATAL", None) for name in names):
                 return
             time.sleep(0.05)
-
-    # --- what can be wrong beforehand
-    def _check(self) -> None:
-        seen: dict[int, str] = {}
-        for part in self.parts:
-            if part.port is None:
-                continue
-            if part.port in seen:
-                raise Unavailable(
-                    f"port {part.port}: expected one part on it, got {seen[part.port]} and {part.name}; set {part.setting}"
-                )
-            seen[part.port] = part.name
-            check_port(self.settings.host, part.port, part.name, part.setting)
-        if self.settings.kafka.broker == "external" and not reachable(self.settings.kafka.bootstrap, 5.0):
-            raise Unavailable(
-                f"expected a Kafka broker at {self.settings.kafka.bootstrap}, got no answer; start it, correct "
-                "TRUING_KAFKA_BOOTSTRAP, or unset it to use the embedded one"
-            )
-        free = shutil.disk_usage(self.settings.data).free
-        if free < FREE_BYTES:
-            raise Unavailable(
-                f"{self.settings.data}: expected {FREE_BYTES >> 20} MB free, got {free >> 20} MB; free some or set TRUING_DATA"
-            )
-
-    def _shown(self) -> dict[str, Any]:
-        """The settings without secrets, and the parts: what a running stack is told apart by."""
-        return {**self.settings.model_dump(mode="json"), "parts": [part.name for part in self.parts]}
-
-    def _same_settings(self) -> None:
-        known = _running(self.settings)
-        differ = sorted(name for name, value in self._shown().items() if known and known.get(name) != value)
-        if differ:
-            raise Unavailable(
-                f"expected the settings of the running stack, got another {differ[0]}; run `truing down` first, then up"
-            )
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One `up` or `down` at a time on one data folder: a lock on the folder itself, so none is left behind."""
-        try:
-            self.run.mkdir(parents=True, exist_ok=True)
-            probe = self.run / f".probe-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-            handle = os.open(self.run, os.O_RDONLY)
-        except OSError as error:
-            raise Unavailable(
-                f"expected a folder to write to at {self.settings.data}, got: {error.strerror}; mend it or set TRUING_DATA"
-            ) from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError:
-            raise Unavailable(
-                f"expected to be alone with {self.settings.data}, got another `truing up` or `truing down` at work; wait for it"
-            ) from None
-        finally:
-            os.close(handle)
-
-
-def as_running(settings: Settings) -> Settings:
-    """The settings with host, ports and broker of the stack that runs on this data folder, if one does.
-
-    So `truing status --data FOLDER` finds a stack that was started on other ports.
-    """
-    known = _running(settings)
-    if known is None:
-        return settings
-    kafka = settings.kafka.model_copy(update={name: known["kafka"][name] for name in ("bootstrap", "broker")})
-    ports = settings.ports.model_copy(update=known["ports"])
-    return settings.model_copy(update={"host": known["host"], "ports": ports, "kafka": kafka})
-
-
-def _running(settings: Settings) -> dict[str, Any] | None:
-    try:
-        found = json.loads((settings.data / "run" / SETTINGS).read_text())
-    except (OSError, ValueError):
-        return None
-    return cast(dict[str, Any], found)
-
-
-def reachable(bootstrap: str, timeout: float) -> bool:
-    """Does any of the `host:port,host:port` accept a connection?"""
-    for one in bootstrap.split(","):
-        host, _, port = one.strip().rpartition(":")
-        try:
-            with socket.create_connection((host, int(port)), timeout):
-                return True
-        except (OSError, ValueError):
-            continue
-    return False
 
 
 def _gone(pid: int, patience_s: float) -> None:

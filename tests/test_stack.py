@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -17,10 +16,12 @@ import psutil
 import pytest
 from truing.infra.heartbeat import beat, last_beat
 from truing.infra.keys import Keyring
+from truing.infra.preflight import alone
 from truing.infra.processes import MARKER, living, marker, reap
 from truing.infra.programs import configuration, environment, programs, socket_path
+from truing.infra.running import as_running, check_same, remember
 from truing.infra.settings import Settings, child_environment
-from truing.infra.stack import SETTINGS, Stack, as_running
+from truing.infra.stack import Stack
 from truing.tasks.errors import ProblemError, Unavailable
 
 In = Callable[..., Settings]
@@ -87,7 +88,7 @@ def test_an_external_broker_that_is_away_is_one_line(tmp_path: Path, settings_in
 
 def test_two_ups_at_once_do_not_mix(tmp_path: Path, settings_in: In) -> None:
     settings = settings_in(tmp_path)
-    with Stack(settings)._locked(), pytest.raises(Unavailable, match=r"expected to be alone with .*; wait for it"):
+    with alone(settings.data), pytest.raises(Unavailable, match=r"expected to be alone with .*; wait for it"):
         Stack(settings).up()
 
 
@@ -156,10 +157,10 @@ def test_verbs_find_a_stack_on_other_ports(tmp_path: Path, settings_in: In) -> N
     here, there = settings_in(tmp_path), settings_in(tmp_path)
     assert as_running(here) == here
     (here.data / "run").mkdir(parents=True)
-    (here.data / "run" / SETTINGS).write_text(json.dumps(Stack(there)._shown()))
+    remember(there, ["broker"])
     assert as_running(here) == there
     with pytest.raises(Unavailable, match=r"got another kafka; run `truing down` first, then up"):
-        Stack(here)._same_settings()
+        check_same(here, ["broker"])
 
 
 # --- orphans ------------------------------------------------------------------------------------------------------------------

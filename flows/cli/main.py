@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = {name: value for name in ("data", "problems") if (value := getattr(args, name, None)) is not None}
         settings = face.load(**chosen)
         if args.verb != "up":
-            from truing.infra.stack import as_running
+            from truing.infra.running import as_running
 
             settings = as_running(settings)
         return int(args.do(args, settings) or 0)

@@ -115,7 +115,9 @@ def _problem(one: dict[str, Any]) -> list[str]:
         lines.append(f"  refused: {served['refusal']}")
     if (one.get("policy") or {}).get("pending"):
         lines.append("  its policy waits for an approver: `truing policy accept`")
-    lines += [f"  version {w['version']} waits: {w['outcome']} {w['reason']}".rstrip() for w in one["waiting"]]
+    for waiting in one["waiting"]:
+        why = waiting["reason"] if len(waiting["reason"]) <= 100 else waiting["reason"][:99] + "…"
+        lines.append(f"  version {waiting['version']} waits: {waiting['outcome']}" + (f", {why}" if why else ""))
     return lines
 
 

@@ -1,0 +1,51 @@
+"""What a running stack was started with, so that every verb finds it, and no second `up` mixes two set-ups."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from truing.infra.settings import Settings
+from truing.tasks.errors import Unavailable
+
+FILE = "settings.json"  # below <data>/run while a stack runs
+
+
+def remember(settings: Settings, parts: list[str]) -> None:
+    """Write the settings, without secrets, and the names of the parts."""
+    (settings.data / "run" / FILE).write_text(json.dumps(_shown(settings, parts)))
+
+
+def check_same(settings: Settings, parts: list[str]) -> None:
+    """Raises Unavailable if the running stack was started with others."""
+    known = _known(settings)
+    differ = sorted(name for name, value in _shown(settings, parts).items() if known and known.get(name) != value)
+    if differ:
+        raise Unavailable(
+            f"expected the settings of the running stack, got another {differ[0]}; run `truing down` first, then up"
+        )
+
+
+def as_running(settings: Settings) -> Settings:
+    """The settings with host, ports and broker of the stack that runs on this data folder, if one does.
+
+    So `truing status --data FOLDER` finds a stack that was started on other ports.
+    """
+    known = _known(settings)
+    if known is None:
+        return settings
+    kafka = settings.kafka.model_copy(update={name: known["kafka"][name] for name in ("bootstrap", "broker")})
+    ports = settings.ports.model_copy(update=known["ports"])
+    return settings.model_copy(update={"host": known["host"], "ports": ports, "kafka": kafka})
+
+
+def _shown(settings: Settings, parts: list[str]) -> dict[str, Any]:
+    return {**settings.model_dump(mode="json"), "parts": parts}
+
+
+def _known(settings: Settings) -> dict[str, Any] | None:
+    try:
+        found = json.loads((settings.data / "run" / FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return cast(dict[str, Any], found)
