@@ -974,6 +974,17 @@ def test_a_registry_that_cannot_start_says_why_in_one_line(world: World, tmp_pat
         assert "Traceback" not in done.stderr
 
 
+def test_the_word_for_changes_changes_with_every_guarded_write_and_only_then(world: World) -> None:
+    problem, version = world.standing(Outcome.PASS)
+    before = world.steward.changes()
+    world.steward.versions(problem)
+    with pytest.raises(Refused):
+        world.trainer.move_champion(problem, version)
+    assert world.steward.changes() == before
+    world.steward.set_tag(problem, version, "note", "x")
+    assert world.steward.changes() != before
+
+
 def test_a_plain_mlflow_user_can_register_too(world: World) -> None:
     """No client of ours: log files as a logged model, register it."""
     problem = world.problem()

@@ -57,6 +57,11 @@ class Gate:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
             return
+        if scope["type"] == "http" and scope["path"] == "/truing/changes":
+            from starlette.responses import JSONResponse
+
+            await JSONResponse({"changes": self.guard.changes()})(scope, receive, send)
+            return
         if scope["type"] != "http" or not self._is_native(scope):
             await self.app(scope, receive, send)
             return

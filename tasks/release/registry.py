@@ -94,6 +94,13 @@ class Registry:
         return str(answer["version"])
 
     # --- reading
+    def changes(self) -> str:
+        """A word that stays the same until somebody writes (or the registry restarts): ask it before reading all again.
+
+        An edit behind the guard's back does not change it, so look in full now and then all the same.
+        """
+        return self.rest.changes()
+
     def model(self, problem: str) -> Model:
         """Tags and aliases of the problem's registered model. Raises NotFound (a DataError) before the first version."""
         return read_model(problem, self.rest.get("/registered-models/get", name=problem)["registered_model"])

@@ -63,6 +63,10 @@ class Rest:
                     found[name] = self.download(f"{path}/{name}")
         return found
 
+    def changes(self) -> str:
+        """The guard's word for "as it was": the same as before means that no guarded write has happened since."""
+        return str(_json(self._send("GET", "/truing/changes")).get("changes", ""))
+
     def alive(self) -> bool:
         """Does the server answer, logged in as this user?"""
         try:
