@@ -9,8 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-import psutil
-from truing.infra.processes import living
+from truing.infra.processes import living, variable
 from truing.infra.settings import Settings
 from truing.infra.status import prefect_call
 
@@ -33,13 +32,8 @@ def settle(settings: Settings) -> list[str]:
 
 def carried(settings: Settings) -> set[str]:
     """Ids of the flow runs that living processes of this stack carry."""
-    found = set()
-    for process in living(settings.data):
-        try:
-            found.add(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
-        except (psutil.Error, OSError):
-            continue
-    return found
+    found = {variable(process, "PREFECT__FLOW_RUN_ID") for process in living(settings.data)}
+    return {run for run in found if run is not None}
 
 
 def repeat(settings: Settings, *, now: float) -> list[str]:

@@ -31,12 +31,19 @@ def living(data: Path) -> list[psutil.Process]:
     for process in psutil.process_iter():
         if process.pid in mine:
             continue
-        try:
-            if process.environ().get(MARKER) == wanted and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.Error, OSError):  # gone meanwhile, or another user's
-            continue
+        if variable(process, MARKER) == wanted:
+            found.append(process)
     return found
+
+
+def variable(process: psutil.Process, name: str) -> str | None:
+    """A variable that another process was started with; None if it has none, is gone, a zombie, or another user's."""
+    try:
+        facts = process.as_dict(["environ", "status"])
+    except (psutil.Error, OSError):
+        return None
+    found = (facts["environ"] or {}).get(name) if facts["status"] != psutil.STATUS_ZOMBIE else None
+    return None if found is None else str(found)
 
 
 def reap(data: Path, *, patience_s: float = 5.0) -> int:
