@@ -27,10 +27,11 @@ class Network:
 
     def space(self) -> dict[str, Range]:
         """`rate` of Adam; `epochs` over the batch; `stay`: strength of the pull to the start; `drop`: share of hidden units."""
+        # No step so small that nothing is learned: "no update" is judged beside every candidate, a study must not choose it.
         return {
-            "rate": Range(1e-3, 2e-2, log=True),
-            "epochs": Range(2, 8),
-            "stay": Range(1e-5, 1e-2, log=True),
+            "rate": Range(5e-3, 2e-2, log=True),
+            "epochs": Range(4, 8),
+            "stay": Range(1e-5, 1e-3, log=True),
             "drop": Range(0.0, 0.5),
         }
 
