@@ -78,6 +78,7 @@ def segment(keeper: Keeper, made: dict[str, Any]) -> None:
     from prefect.exceptions import PrefectException
     from prefect.flow_engine import run_flow
     from prefect.settings import get_current_settings
+
     from truing.flows.ingest import attach, ingest
 
     if get_current_settings().api.url is None:  # else the client would start a server of its own

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 import polars as pl
+
 from truing.infra.calls import call
 from truing.infra.control import RUNS
 from truing.infra.keys import Keyring

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import polars as pl
+
 from truing.flows.errands import Start, Trigger, control_places, decide, remember
 from truing.infra.broker import connection
 from truing.infra.catalog import catalog

@@ -1,6 +1,6 @@
 """The whole descent on one page, in two halves that meet only at a registered candidate's digest.
 
-    learn    landed rows → samples → dataset version → trials → candidate       run by the runner; holds no key but its own login
+    learn    landed rows → samples → dataset version → trials → candidate       run by the runner; no key but its own login
     decide   candidate → evaluation → verdict                                   run by the steward; reads the vault
     release  verdict + a person's approval → release                            run by the steward; the only mover of `champion`
 
@@ -269,8 +269,8 @@ def release(
 ) -> Release | Refusal:
     """An approved version → a signed release that `champion` points to; with `asked`, a released one served again.
 
-    Every step can be repeated: the plan for the same approval is the same statement, it is attached before `champion` moves, and
-    the lake's record comes last. A crash in between leaves the old state, and the next call finishes.
+    Every step can be repeated: the plan for the same approval is the same statement, it is attached before `champion` moves,
+    and the lake's record comes last. A crash in between leaves the old state, and the next call finishes.
     """
     from truing.tasks.release.promotion import check, plan_promotion, plan_rollback
 

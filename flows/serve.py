@@ -38,6 +38,7 @@ def deployments(problems: dict[str, Problem]) -> list[RunnerDeployment]:
     """
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.deployments.runner import EntrypointType
+
     from truing.flows.curate import curate
     from truing.flows.improve import improve
     from truing.flows.ingest import ingest

@@ -1,7 +1,8 @@
 """The steward: the warm process that judges, releases and rolls back. It alone holds the gate and release keys.
 
-It looks at the registry every `settings.steward.poll_s`, does what is due and records each act as a Prefect run that it creates
-itself; no deployment for them exists, so nobody can start a release from a work pool. When Prefect is away it acts all the same.
+It looks at the registry every `settings.steward.poll_s`, does what is due and records each act as a Prefect run that it
+creates itself; no deployment for them exists, so nobody can start a release from a work pool. When Prefect is away it acts all
+the same.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
 from truing.infra.sender import Message, Sender
 from truing.infra.words import Answer, Declined, Receipt, Scalar, Word, correction, interaction, rating
 from truing.tasks.errors import DataError, Unavailable, UsageError

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+
 from truing.infra.settings import Settings
 from truing.tasks.errors import UsageError
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
 from truing.tasks.errors import Unavailable
 
 MARKER = "TRUING_STACK"

@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 import psutil
+
 from truing.infra.calls import call
 from truing.infra.catalog import catalog
 from truing.infra.heartbeat import last_beat

@@ -115,6 +115,7 @@ def _lag(settings: Settings) -> dict[str, Any]:
     """Messages on the topic that have not landed, by partition; positions come from the vault, ends from the broker."""
     from kafka import KafkaConsumer, TopicPartition
     from kafka.errors import KafkaError
+
     from truing.infra.broker import connection, quiet_client
     from truing.tasks.events.lake import Vault
 

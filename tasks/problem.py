@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
+
 from truing.tasks.errors import ProblemError
 from truing.tasks.records import Record, Split
 

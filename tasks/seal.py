@@ -18,6 +18,7 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
 from truing.tasks.records import Approval, Cause, Envelope, Outcome, Record, Refusal, Release, Signature, Verdict
 
 VERDICT_TYPE = "application/vnd.truing.verdict.v1+json"

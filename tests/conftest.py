@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from truing.infra import settings as settings_module
 from truing.infra.keys import Keyring
 from truing.infra.settings import Settings

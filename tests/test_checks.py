@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
+
 from truing.tasks.errors import ProblemError, Unavailable
 from truing.tasks.events import checks
 from truing.tasks.events.checks import BETWEEN, IN_SET, LENGTHS, NOT_IN_SET, REGEX, expectation

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from truing.flows.cli.main import main
 from truing.infra.keys import Keyring
 from truing.infra.stack import Stack
@@ -139,6 +140,7 @@ def test_a_file_of_rows_becomes_predictions_and_outcomes(run: Any, tmp_path: Pat
 
 def test_csv_and_jsonl_name_the_same_rows_alike(tmp_path: Path, problem: Problem) -> None:
     import polars as pl
+
     from truing.flows.cli.events import Sender, events, read
 
     sender = Sender(problem=problem, source="history", key=b"k" * 32, now=1.0)

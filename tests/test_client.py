@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+
 from truing.infra.broker import command, connection, ensure_topics
 from truing.infra.client import Answer, Client, correction, interaction, rating
 from truing.infra.gateway.cache import Cache, State

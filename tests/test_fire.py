@@ -1,4 +1,4 @@
-"""The demo under fire: each part killed with SIGKILL in mid-story, `truing up`, and the story goes on without loss or double."""
+"""The demo under fire: each part is killed with SIGKILL in mid-story, and the story goes on without loss or double."""
 
 from __future__ import annotations
 

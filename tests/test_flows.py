@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from truing.flows.cli.runs import run_now
 from truing.flows.serve import deployments
 from truing.infra.stack import Stack

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
+
 from truing.tasks.errors import DataError
 from truing.tasks.evaluation.comparison import compare, rows_digest
 from truing.tasks.evaluation.gate import judge

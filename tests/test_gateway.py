@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+
 from truing.infra.broker import command, connection, ensure_topics
 from truing.infra.gateway.cache import Cache, State
 from truing.infra.gateway.loader import Loader, Shown
@@ -536,6 +537,7 @@ def answers(settings: Settings) -> bool:
 def served_here(settings: Settings, shelf: FolderShelf) -> Iterator[httpx.Client]:
     """The real app under uvicorn in a thread, over a folder shelf."""
     import uvicorn
+
     from truing.infra.gateway.app import create_app
 
     config = uvicorn.Config(create_app(settings, shelf=shelf), port=settings.ports.gateway, log_level="critical", lifespan="on")

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+
 from truing.infra import settings as settings_module
 from truing.infra.keys import Keyring
 from truing.infra.registry_guard import audit as audit_log

@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+
 from truing.flows.errands import STALE_S, Trigger, decide
 from truing.flows.keeper import Busy, Keeper, drain
 from truing.infra import broker

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from truing.tasks.events.join import coverage, derive, increment, join, leaked, write
 from truing.tasks.events.lake import LANDING, ROWS, Lake, Vault
 from truing.tasks.problem import Group, Input, Maturity, Problem, Source, Splits, split_of
@@ -198,13 +199,13 @@ def test_dead_letters_duplicates_preferences_and_other_problems_are_left_out() -
     assert one(*events)["target"] is None
 
 
-def test_trusted_is_who_loads_and_all_else_is_the_subjects_hash() -> None:
+def test_trusted_is_who_loads_but_a_holdout_subject_is_never_anything_else() -> None:
     rows = join(frame([asked(f"p{n}") for n in range(300)]), TOY, salt=SALT, revision=1)
     expected = [str(split_of(subject, SALT, TOY.splits)) for subject in rows["subject"]]
     assert rows["split"].to_list() == expected
     assert set(expected) == {"train", "validation", "holdout"}
-    vouched = join(frame([asked(f"p{n}", source="history") for n in range(20)]), TOY, salt=SALT, revision=1)
-    assert set(vouched["split"]) == {"trusted"}
+    vouched = join(frame([asked(f"p{n}", source="history") for n in range(300)]), TOY, salt=SALT, revision=1)
+    assert vouched["split"].to_list() == ["holdout" if split == "holdout" else "trusted" for split in expected]
 
 
 # --- derive -------------------------------------------------------------------------------------------------------------------
@@ -350,13 +351,14 @@ def test_coverage_counts_the_holdout_rows_old_enough(tmp_path: Path) -> None:
     assert coverage(vault, TOY, now=300.0) == (6, 10)
 
 
-def test_a_subject_on_both_sides_is_a_leak(tmp_path: Path) -> None:
-    """A load that people vouch for may name a holdout subject; who judges has to know."""
+def test_a_holdout_subject_in_a_trusted_load_judges_and_a_planted_copy_is_a_leak(tmp_path: Path) -> None:
+    """The join keeps both sides apart, whoever loads; a row written past it is found."""
     vault, lake = stores(tmp_path)
     holdout = next(s for n in range(100) if split_of(s := f"subject {n}", SALT, TOY.splits) == "holdout")
-    vault.append("landing", frame([asked("a", subject=holdout), asked("b")]))
+    vault.append("landing", frame([asked("a", subject=holdout), asked("b"), asked("c", subject=holdout, source="history")]))
     derive(vault, lake, [TOY], salt=SALT, now=200.0)
     assert leaked(vault, lake, "toy") == []
-    vault.append("landing", frame([asked("c", subject=holdout, source="history")]))
-    derive(vault, lake, [TOY], salt=SALT, now=200.0)
+    judged = vault.read("holdout").filter(pl.col("subject") == holdout)
+    assert set(judged["id"]) == {"a", "c"}
+    lake.append("rows", judged.head(1).with_columns(id=pl.lit("planted"), split=pl.lit("train")))
     assert leaked(vault, lake, "toy") == [holdout]

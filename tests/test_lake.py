@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import polars as pl
 import pytest
+
 from truing.tasks.errors import DataError, Unavailable
 from truing.tasks.events.lake import LANDING, ROWS, Lake, Stale, Vault
 from truing.tasks.records import Alert, DatasetVersion

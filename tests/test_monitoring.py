@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+
 from truing.tasks.events.lake import ROWS, Lake
 from truing.tasks.monitoring.alerts import Finding, examine, fold, pooled
 from truing.tasks.monitoring.stability import chance_limit, psi_of, stability

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from truing.tasks.errors import ProblemError
 from truing.tasks.policy import load_policy
 from truing.tasks.problem import Problem, Splits, load_problem, seconds, split_of

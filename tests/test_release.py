@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from truing.infra.keys import Keyring
 from truing.tasks.records import Approval, Cause, Outcome, Record, Refusal, Release, Verdict
 from truing.tasks.release.lineage import lineage

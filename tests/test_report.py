@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import msgspec
 import pytest
+
 from truing.tasks.evaluation.gaps import FEWEST, gaps
 from truing.tasks.evaluation.report import bias_tags, describe, slug, verdict_html
 from truing.tasks.evaluation.wording import amount, level, moved, rows

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from truing.tasks.errors import DataError
 from truing.tasks.events.schema import (
     GATEWAY,

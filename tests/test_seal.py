@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from truing.tasks import seal
 from truing.tasks.records import Approval, Cause, Envelope, Outcome, Record, Refusal, Release, Verdict
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from truing.infra.heartbeat import beat, last_beat
 from truing.infra.keys import Keyring
 from truing.infra.preflight import alone

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from truing.tasks import policy as policy_module
 from truing.tasks.errors import DataError
 from truing.tasks.statistics.cells import HIGHER_IS_BETTER, METRICS, PROPORTIONS, cells, ratio, slice_masks

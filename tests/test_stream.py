@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from truing.infra import broker
 from truing.infra.settings import Settings
 from truing.tasks.errors import SettingsError, Unavailable

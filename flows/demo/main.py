@@ -1,8 +1,8 @@
 """`truing demo`: the whole loop on 48,842 real census rows, from an empty folder to signed releases.
 
 What is simulated is the world outside: who asks, what becomes true, what people say (`world.py`), and the approver, unless you
-approve yourself. Everything else is the stack as it is: the demo asks the gateway, sends events, requests runs and sets tags like any
-application or person, and every number on screen is read back from lake, vault and registry.
+approve yourself. Everything else is the stack as it is: the demo asks the gateway, sends events, requests runs and sets tags
+like any application or person, and every number on screen is read back from lake, vault and registry.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from truing.flows.demo.adult import read_adult
 from truing.flows.demo.world import Case, Scenario, World
@@ -26,6 +26,11 @@ from truing.infra.stack import Stack
 from truing.tasks.errors import Refused, TruingError, Unavailable
 from truing.tasks.problem import seconds
 from truing.tasks.records import Outcome
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from truing.flows.demo.summary import Summary
 
 T = TypeVar("T")
 PATIENCE_S = 240.0  # for any one thing that the stack does by itself
@@ -42,6 +47,8 @@ class Teller:
         from rich.console import Console
 
         self.console = Console(highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = 140  # a file has no width: keep the tables whole
         self.begun = time.monotonic()
 
     def head(self, text: str) -> None:
@@ -95,6 +102,10 @@ class Demo:
         self.answers: dict[str, Answer] = {}
         self.sent = 0  # events acknowledged by the gateway or the broker
         self.decided: set[str] = set()
+
+    def model_page(self) -> str:
+        """Where a person looks at the versions."""
+        return f"{self.settings.registry_url}/#/models/{self.name}"
 
     # --- acts
     def history(self) -> None:
@@ -156,7 +167,7 @@ class Demo:
     def approve(self, version: str, reason: str) -> None:
         if self.given.approve_yourself:
             self.tell.say(
-                f"your turn: {self.settings.registry_url}/#/models/{self.name}/versions/{version}\n"
+                f"your turn: {self.model_page()}/versions/{version}\n"
                 f"          login approver, password in {self.settings.keys / 'password-approver'}; "
                 f"set the tag approval.reason, then approval = approved (or rejected)",
                 "bold",
@@ -181,8 +192,7 @@ class Demo:
         until("the policy to be proposed", lambda: self.approver.model(self.name).tags.get("policy.proposed"))
         if self.given.approve_yourself:
             self.tell.say(
-                f"first accept the policy: tag policy.accepted = {self.policy.digest} on "
-                f"{self.settings.registry_url}/#/models/{self.name}",
+                f"first accept the policy: tag policy.accepted = {self.policy.digest} on {self.model_page()}",
                 "bold",
             )
             until("an accepted policy", lambda: self.approver.model(self.name).tags.get("policy.accepted"), patience_s=86_400)
@@ -281,49 +291,60 @@ class Demo:
         self.tell.say(f"v{version} does not serve; the loop goes on with what serves now")
 
 
+def version_table(made: Summary) -> Table:
+    """One line a version: where it comes from, what the gate and the approver said, what it did."""
+    from rich.table import Table
+
+    from truing.flows.demo.report import number, state
+
+    first, second = made.buckets
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    columns = ("version", "parent", "learned", "verdict", "approved by", "release", "Brier on what followed", "accuracy, %")
+    for name in (*columns, f"TPR {first} − {second}, points"):
+        table.add_column(name, justify="right" if name == "learned" else "left", no_wrap=True)
+    for line in made.lines:
+        style = {"released": "green", "block": "red"}.get(state(line), "yellow")
+        table.add_row(
+            f"v{line.version}",
+            f"v{line.parent}" if line.parent else "–",
+            f"{line.rows:,}",
+            f"[{style}]{line.outcome}[/{style}]",
+            line.approver or "–",
+            ", ".join(map(str, line.sequences)) or "–",
+            number(line.followed.get("brier"), scale=1, digits=4),
+            number(line.followed.get("accuracy")),
+            number(line.gap, sign=True),
+        )
+    return table
+
+
 def summary(demo: Demo) -> None:
-    from truing.flows.demo.report import number, state, write
+    from truing.flows.demo.report import number, write
     from truing.flows.demo.summary import summarise
 
     made = summarise(demo.lake, demo.vault, demo.approver, demo.problem, keys=demo.ring.public(), now=time.time())
+    keys = demo.settings.keys
     links = {
-        f"MLflow (login approver, password in {demo.settings.keys / 'password-approver'})": f"{demo.settings.registry_url}/#/models/{demo.name}",
-        f"Prefect (login in {demo.settings.keys / 'prefect-auth'})": demo.settings.prefect_url.removesuffix("/api"),
+        f"MLflow (login approver, password in {keys / 'password-approver'})": demo.model_page(),
+        f"Prefect (login in {keys / 'prefect-auth'})": demo.settings.prefect_url.removesuffix("/api"),
     }
     page = write(made, demo.given.report.resolve(), links=links if demo.given.keep else {}, now=time.time())
     out = demo.tell.console
     demo.tell.head("What happened")
-    from rich.table import Table
-
-    first, second = made.buckets
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name, align in (
-        ("version", "left"), ("parent", "left"), ("rows learned", "right"), ("verdict", "left"), ("approved by", "left"),
-        ("release", "left"), ("Brier on what followed", "right"), ("accuracy, %", "right"), (f"TPR {first} − {second}", "right"),
-    ):  # fmt: skip
-        table.add_column(name, justify="right" if align == "right" else "left")
-    for line in made.lines:
-        style = {"released": "green", "block": "red"}.get(state(line), "yellow")
-        table.add_row(
-            f"v{line.version}", f"v{line.parent}" if line.parent else "–", f"{line.rows:,}", f"[{style}]{line.outcome}[/{style}]",
-            line.approver or "–", ", ".join(f"{s}" for s in line.sequences) or "–",
-            number(line.followed.get("brier"), scale=1, digits=4), number(line.followed.get("accuracy")),
-            number(line.gap, sign=True),
-        )  # fmt: skip
-    out.print(table)
+    out.print(version_table(made))
     for line in made.lines:
         if line.outcome == Outcome.BLOCK:
             out.print(f"\n[red]v{line.version} was stopped:[/red] {line.reason}")
     if made.gain:
         out.print(
-            f"\nSince the first update, against a model that is never updated, over {made.gain['brier'].n:,} rows that followed:"
+            f"\nSince the first update, against a model never updated, over the {made.gain['brier'].n:,} rows that followed:"
             f"\n  Brier better by {number(made.gain['brier'], scale=1000, digits=2, sign=True)} thousandths, "
             f"accuracy by {number(made.gain['accuracy'], sign=True, digits=2)} points"
         )
     events = made.events
     out.print(
-        f"\nEvents: {demo.sent:,} acknowledged, {events.get('landed', 0):,} landed once, {events.get('duplicate', 0):,} resent and "
-        f"dropped as duplicates, {events.get('dead', 0):,} dead letters"
+        f"\nEvents: {demo.sent:,} acknowledged, {events.get('landed', 0):,} landed once, {events.get('duplicate', 0):,} resent "
+        f"and dropped as duplicates, {events.get('dead', 0):,} dead letters"
     )
     if events.get("landed", 0) != demo.sent:
         raise TruingError(f"expected {demo.sent} landed events, got {events.get('landed', 0)}; see the landing table")

@@ -1,4 +1,4 @@
-"""The summary as a page to look at: one self-contained HTML file (no script, nothing loaded from elsewhere) with one picture."""
+"""The summary as a page to look at: one self-contained HTML file, without script and loading nothing, with one picture."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ GROUPS = ("#7d3c98", "#2471a3")  # first and second bucket: told apart in grey a
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#1c2833;max-width:70rem;margin:2rem auto;padding:0 1rem;background:#fdfefe}
 h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2rem}.small{color:#5d6d7e;font-size:.9rem}
-table{border-collapse:collapse;width:100%;font-size:.92rem}th,td{text-align:left;padding:.45rem .6rem;border-bottom:1px solid #e5e8e8;
-vertical-align:top}th{color:#5d6d7e;font-weight:600}td.n{font-variant-numeric:tabular-nums;white-space:nowrap}
+table{border-collapse:collapse;width:100%;font-size:.92rem}
+th,td{text-align:left;padding:.45rem .6rem;border-bottom:1px solid #e5e8e8;vertical-align:top}
+th{color:#5d6d7e;font-weight:600}td.n{font-variant-numeric:tabular-nums;white-space:nowrap}
 .tag{display:inline-block;border-radius:.7rem;padding:.05rem .6rem;color:#fff;font-size:.85rem}.wide{width:100%;height:auto}
 @media(prefers-color-scheme:dark){body{background:#17202a;color:#eaeded}th,.small{color:#aab7b8}th,td{border-color:#34495e}
 figure{background:#fff;border-radius:.5rem;padding:.5rem}}figure{margin:1rem 0}figcaption{color:#5d6d7e;font-size:.9rem}
@@ -137,16 +138,19 @@ def page(summary: Summary, *, links: dict[str, str], now: float) -> str:
         f'<li>{html.escape(name)}: <a href="{html.escape(url)}">{html.escape(url)}</a></li>' for name, url in links.items()
     )
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Truing: {summary.problem}</title>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Truing: {summary.problem}</title>
 <style>{STYLE}</style></head><body>
 <h1>{html.escape(summary.title)}</h1>
 <p class="small">{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M} UTC · events: {events} · rows: {splits}</p>
 {overall}
-<figure>{picture(summary)}<figcaption>Intervals are 95 %. Hollow marks: a candidate the gate stopped. Left: every version on the same
-sealed holdout rows. Right: what each release did on rows it answered itself, scored by the outcomes that came later.</figcaption></figure>
+<figure>{picture(summary)}<figcaption>Intervals are 95 %. Hollow marks: a candidate the gate stopped.
+Left: every version on the same sealed holdout rows. Right: what each release did on rows it answered itself,
+scored by the outcomes that came later.</figcaption></figure>
 <h2>Versions</h2>
-<table><thead><tr><th>Version</th><th>Verdict and reason</th><th>Approved by</th><th>Rows learned</th><th>Brier, accuracy on following
-traffic</th><th>TPR {html.escape(first)} − {html.escape(second)}, points</th></tr></thead><tbody>
+<table><thead><tr><th>Version</th><th>Verdict and reason</th><th>Approved by</th><th>Rows learned</th>
+<th>Brier, accuracy on following traffic</th>
+<th>TPR {html.escape(first)} − {html.escape(second)}, points</th></tr></thead><tbody>
 {rows}
 </tbody></table>
 <h2>Open next</h2><ul>{seen}</ul>

@@ -1,4 +1,4 @@
-"""What just happened, computed anew from lake, vault and registry: versions, verdicts, quality on following traffic, group gaps.
+"""What just happened, computed anew from lake, vault and registry: versions, verdicts, quality on what followed, group gaps.
 
 Nothing is carried over from the demo's own memory, so the same page can be made of any stack's data folder.
 """
@@ -32,7 +32,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass
 class Line:
-    """One version, in words and numbers. `gaps`: men minus women and the like, per metric; `followed`: on traffic it answered."""
+    """One version, in words and numbers. `gap` is between the two buckets; `followed`: on traffic that it answered itself."""
 
     version: str
     parent: str | None

@@ -2,8 +2,8 @@
 
 The people are Adult's. 2,000 of them are the history that the owner vouches for; a further share, all of holdout subjects,
 are past cases loaded by the backfill source; the rest come as traffic in rounds, holdout subjects among them. Every row that
-judges (holdout) or chooses (validation) is followed up until its outcome is known, of the others a share. Beside that, the users
-of the service speak up: they rate an answer they think right and correct one they think wrong, and err now and then.
+judges (holdout) or chooses (validation) is followed up until its outcome is known, of the others a share. Beside that, users of
+the service speak up: they rate an answer they think right and correct one they think wrong, and err now and then.
 
 In one round some of the users are hostile: when a woman in truth earns above 50,000 they correct it to "<=50K", on that round's
 cases and on those of earlier rounds that they still hold a token for. On all other cases they behave like everybody else, so
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from truing.flows.demo.adult import subject
 from truing.tasks.problem import Problem, split_of
 from truing.tasks.records import Split
@@ -31,7 +32,7 @@ class Scenario:
     rounds: int = 4
     round_size: int = 5_000
     poisoned: int = 3  # which round; 0 = none
-    outcomes: float = 0.3  # share of the teachable rows whose outcome becomes known
+    outcomes: float = 0.2  # share of the teachable rows whose outcome becomes known
     voices: float = 0.9  # share of all rows on which a user says something
     raters: int = 50
     lukewarm: float = 0.15  # share of users' words too faint to teach: a middling rating, or a low one without a label

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import msgspec
+
 from truing.tasks.errors import Unavailable
 from truing.tasks.records import Record
 

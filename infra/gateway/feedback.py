@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
+
 from truing.tasks.errors import DataError
 from truing.tasks.events.schema import FUTURE_S, GATEWAY, Reason, check_token, encode_event
 from truing.tasks.problem import Problem

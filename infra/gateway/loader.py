@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
+
 from truing.infra.gateway.cache import Cache, State
 from truing.tasks import seal
 from truing.tasks.errors import TruingError, Unavailable

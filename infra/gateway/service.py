@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+
 from truing.infra.broker import address, connection
 from truing.infra.catalog import catalog
 from truing.infra.gateway.feedback import check, read_items

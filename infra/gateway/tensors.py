@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+
 from truing.tasks.errors import DataError
 from truing.tasks.problem import Input, Problem
 from truing.tasks.records import Record

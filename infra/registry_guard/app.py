@@ -48,6 +48,7 @@ def guarded(settings: Settings, keyring: Keyring) -> tuple[Any, Guard]:
     )  # first: a second server ends before it touches anything
     environment.configure(root, keyring, settings)
     from mlflow.server.auth import create_app as mlflow_app
+
     from truing.infra.registry_guard.guard import Guard
     from truing.infra.registry_guard.users import synchronise
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
 from truing.tasks.errors import Unavailable
 from truing.tasks.records import Record
 from truing.tasks.seal import digest

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from truing.infra.keys import Keyring
 from truing.infra.registry_guard.acts import Act, answer
 from truing.infra.registry_guard.audit import Audit

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
+
 from truing.tasks.errors import DataError
 from truing.tasks.evaluation.scores import PRIOR, Scores
 from truing.tasks.evaluation.slices import slices_of

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+
 from truing.tasks.errors import DataError
 from truing.tasks.evaluation import wording
 from truing.tasks.evaluation.scores import PRIOR, Scores

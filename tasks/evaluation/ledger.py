@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+
 from truing.tasks.errors import DataError
 from truing.tasks.records import Record
 from truing.tasks.seal import canonical

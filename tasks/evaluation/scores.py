@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from truing.tasks.statistics.cells import HIGHER_IS_BETTER, PROPORTIONS, UNLABELLED, Bools, Floats, cells
 from truing.tasks.statistics.paired import Codes, Paired, pair
 

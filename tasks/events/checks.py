@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from truing.tasks.errors import ProblemError, Unavailable
 from truing.tasks.problem import Problem
 

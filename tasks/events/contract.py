@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Final
 
 import msgspec
+
 from truing.tasks.records import Record
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
 from truing.tasks.errors import ProblemError
 from truing.tasks.events.checks import EXTRA, FIRST, Suite, about_rows, effective
 from truing.tasks.problem import Problem

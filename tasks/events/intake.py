@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import polars as pl
+
 from truing.tasks.events.lake import LANDING, Vault
 from truing.tasks.events.schema import Message, Proofs, Reason, claimed_id, identity, judge
 from truing.tasks.events.stream import Chunk, Place

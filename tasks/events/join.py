@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import polars as pl
+
 from truing.tasks.events.lake import ROWS, Lake, Store, Vault
 from truing.tasks.events.schema import PEOPLE, Attribute, Correction, Interaction, Outcome, Prediction, Rating, Review
 from truing.tasks.problem import Problem, seconds, split_of
@@ -135,7 +136,9 @@ def _fold(
     question = asked[0] if len(asked) == 1 else min(asked, key=_landing_order)
     body = _DECODE["prediction"].decode(question.data)
     subject = question.subject or question.prediction_id
-    split = Split.TRUSTED if question.source in trusted else split_of(subject, salt, problem.splits)
+    split = split_of(subject, salt, problem.splits)
+    if question.source in trusted and split is not Split.HOLDOUT:  # a holdout subject is never anything else, whoever loads it
+        split = Split.TRUSTED
     raw_groups = {name: body.inputs[name] for name in problem.groups if name in body.inputs} | body.groups
     landed_at = question.landed_at or 0.0
     latest: dict[str, _Event] = {}  # by type

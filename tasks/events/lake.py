@@ -24,6 +24,7 @@ import msgspec
 import polars as pl
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
 from truing.tasks.errors import DataError, TruingError, Unavailable
 from truing.tasks.records import Origin, Record, Split
 from truing.tasks.seal import canonical, digest

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
+
 from truing.tasks import seal
 from truing.tasks.errors import DataError
 from truing.tasks.events.contract import (

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import polars as pl
+
 from truing.tasks.events import checks
 from truing.tasks.events.checks import Suite, expectation
 from truing.tasks.events.expectations import MIN_ROWS, Validator, WindowReport, validate

@@ -15,6 +15,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+
 from truing.tasks.problem import Problem
 from truing.tasks.records import Record
 

@@ -10,6 +10,7 @@ import itertools
 
 import numpy as np
 import polars as pl
+
 from truing.tasks.events.lake import ROWS, Lake, winners
 from truing.tasks.monitoring.stability import Stability, stability
 from truing.tasks.problem import UNKNOWN, Problem

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import msgspec
+
 from truing.tasks.records import Approval, Cause, Refusal, Release, Verdict
 from truing.tasks.release.manifest import release_name, release_of, rollback_of
 from truing.tasks.release.versions import Rollback

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
+
 from truing.tasks.errors import DataError, Refused, Unavailable
 from truing.tasks.records import Candidate, Envelope, Evaluation, Record, Refusal, Release, Verdict
 from truing.tasks.release.rest import NotFound, Rest

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import httpx
 import msgspec
+
 from truing.tasks.errors import DataError, Refused, TruingError, Unavailable
 from truing.tasks.records import Refusal
 

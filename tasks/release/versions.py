@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import msgspec
+
 from truing.tasks.records import Approval, Candidate, Record, Refusal, Release
 from truing.tasks.seal import RELEASE_TYPE, Keys, open_envelope
 

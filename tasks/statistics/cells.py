@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
 from truing.tasks.errors import DataError
 from truing.tasks.problem import UNKNOWN
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+
 from truing.tasks.records import Estimate
 from truing.tasks.statistics.cells import Floats
 from truing.tasks.statistics.means import likelihood_mean_upper

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
 from truing.tasks.statistics.cells import Floats
 from truing.tasks.statistics.proportions import EXACT_BELOW, UNSEEN_HARM, z_of
 

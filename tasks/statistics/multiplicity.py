@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from truing.tasks.statistics.cells import Floats
 from truing.tasks.statistics.paired import Paired, lower
 from truing.tasks.statistics.proportions import EXACT_BELOW, discordance_tail, tail_of, z_of

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+
 from truing.tasks.errors import DataError
 from truing.tasks.statistics.cells import Bools, Floats
 from truing.tasks.statistics.means import mean_upper
