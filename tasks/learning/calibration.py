@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
 from truing.tasks.kinds.model import Calibration
 
-PULL = 2.0  # strength of the prior, in units of (log temperature)² and bias² against summed log loss
+PULL = 10.0  # strength of the prior, in units of (log temperature)² and bias² against summed log loss
 
 
 def identity(labels: int) -> Calibration:

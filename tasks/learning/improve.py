@@ -3,6 +3,7 @@
 Genesis (no parent) grows the encoder on the trusted rows and judges by out-of-fold answers: every fold's encoder is grown
 without that fold, because leaves that a row helped to grow flatter it. Later rounds keep the parent's encoder; there the fast
 learner is calibrated on rows with a true outcome, each scored as if it alone had been left out, and on the validation rows.
+A fifth of the new outcome rows judges fast against slow beside the validation rows: a lucky trial is not taken for skill.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+
 from truing.tasks.errors import DataError
 from truing.tasks.kinds.encoders import TableEncoder
 from truing.tasks.kinds.model import FORMAT, Calibration, Card, Head, Model
@@ -32,7 +34,9 @@ from truing.tasks.records import Origin, Split, Trial
 FOLDS = 5
 NEWTON = 2  # steps at each penalty of genesis
 ENOUGH = 200  # validation rows with a true outcome below which trusted rows judge
-FIRST: Params = {"rate": 5e-3, "epochs": 4.0, "stay": 1e-4, "drop": 0.2}
+FIRST: Params = {"rate": 1e-2, "epochs": 6.0, "stay": 1e-4, "drop": 0.2}
+HELD = 0.2  # share of the new outcome rows that judge beside the validation rows
+REPLAY = 2  # earlier rows drawn for every new one
 TRUE = (Origin.OUTCOME.value, Origin.REVIEW.value)
 Scores = NDArray[np.float64]
 
@@ -93,15 +97,18 @@ def tune(
     evidence, judged_by_trusted = _evidence(kind, validation, table)
     if judged_by_trusted is not None:  # too little outcome evidence: what judges must not teach
         table = table.without(judged_by_trusted)
-    scores = {"parent": brier(parent.probabilities(evidence.units), evidence.targets)}
-    fast_head, fast_calibration = _fast(table, evidence, parent, len(problem.labels))
-    scores["fast"] = brier(fast_calibration.probabilities(fast_head.scores(evidence.units)), evidence.targets)
-    slow_head, tried = _slow(
-        problem, table, evidence, parent, seed=seed, trials=trials, threads=threads, storage=storage, progress=progress
+    held = _held(table, parent, seed=seed)
+    judges = _join(evidence, table.batch.take(held))
+    labels = len(problem.labels)
+    fast_head, fast_calibration, fast_scores = _fast(table, held, evidence, parent, labels)
+    slow_head, slow_calibration, slow_scores, tried = _slow(
+        problem, table, held, judges, parent, seed=seed, trials=trials, threads=threads, storage=storage, progress=progress
     )
-    slow_scores = slow_head.scores(evidence.units)
-    slow_calibration = calibrate(slow_scores, evidence.targets, weights=evidence.weights)
-    scores["slow"] = brier(slow_calibration.probabilities(slow_scores), evidence.targets)
+    scores = {
+        "parent": brier(parent.probabilities(judges.units), judges.targets),
+        "fast": brier(fast_calibration.probabilities(fast_scores), judges.targets),
+        "slow": brier(slow_calibration.probabilities(slow_scores), judges.targets),
+    }
     slow = scores["slow"] < scores["fast"]
     head, calibration = (slow_head, slow_calibration) if slow else (fast_head, fast_calibration)
     model = _model(problem, parent.encoder, head, calibration, reference=parent.reference, until=_until(samples))
@@ -155,17 +162,22 @@ def _path(batch: Batch, labels: int, *, until: float = 0.0) -> Iterator[tuple[fl
             return
 
 
-def _fast(table: _Table, evidence: Batch, parent: Model, labels: int) -> tuple[Head, Calibration]:
+def _fast(
+    table: _Table, held: NDArray[np.bool_], evidence: Batch, parent: Model, labels: int
+) -> tuple[Head, Calibration, Scores]:
+    """Head, calibration, and scores of the judging rows, none of which taught the score it gets."""
     learner = Ridge(parent.reference)
     state = learner.fit(table.batch, labels=labels)
-    true = table.batch.take(table.true & ~table.trusted)
-    targets = np.concatenate([true.targets, evidence.targets])
+    true = table.true & ~table.trusted
+    batch = table.batch.take(true)
+    targets = np.concatenate([evidence.targets, batch.targets])
     scored: dict[float, Scores] = {}
     for penalty in PENALTIES:
-        left_out = learner.left_out(state, true, {"penalty": penalty})
-        scored[penalty] = np.concatenate([left_out, learner.head(state, {"penalty": penalty}).scores(evidence.units)])
+        seen = learner.left_out(state, batch, {"penalty": penalty})
+        scored[penalty] = np.concatenate([learner.head(state, {"penalty": penalty}).scores(evidence.units), seen])
     penalty, calibration, _ = _choose(scored, targets)
-    return learner.head(state, {"penalty": penalty}), calibration
+    judging = np.concatenate([np.ones(len(evidence.targets), bool), held[true]])
+    return learner.head(state, {"penalty": penalty}), calibration, scored[penalty][judging]
 
 
 def _choose(scored: dict[float, Scores], targets: NDArray[np.int64]) -> tuple[float, Calibration, float]:
@@ -180,7 +192,8 @@ def _choose(scored: dict[float, Scores], targets: NDArray[np.int64]) -> tuple[fl
 def _slow(
     problem: Problem,
     table: _Table,
-    evidence: Batch,
+    held: NDArray[np.bool_],
+    judges: Batch,
     parent: Model,
     *,
     seed: int,
@@ -188,37 +201,54 @@ def _slow(
     threads: int,
     storage: Path | None,
     progress: Progress | None,
-) -> tuple[Head, tuple[Trial, ...]]:
+) -> tuple[Head, Calibration, Scores, tuple[Trial, ...]]:
+    """The study leaves the held rows out; its best parameters then teach once more, with them."""
     network = Network()
     start = network.start(parent, seed=seed)
-    new = table.labelled > parent.card.learned_until
-    if not new.any():
-        new = np.ones(len(new), bool)
-    old = np.flatnonzero(~new)
-    drawn, weights = draw([table.strata[i] for i in old], int(new.sum()), seed=seed)
-    fresh = table.batch.take(new)
-    again = table.batch.take(old[drawn])
-    batch = Batch(
-        np.concatenate([fresh.units, again.units]),
-        np.concatenate([fresh.targets, again.targets]),
-        np.concatenate([fresh.weights, again.weights * weights]),
-    )
+    batch = _with_replay(table, ~held, parent, seed=seed)
+    tried: list[tuple[float, Head]] = []
 
     def objective(params: Params, report: Report) -> float:
         def each_epoch(epoch: int, head: Head) -> None:
-            report(epoch, _brier(head, evidence))
+            report(epoch, _brier(head, judges))
 
         head = network.update(start, batch, params=params, seed=seed, threads=threads, each_epoch=each_epoch)
-        score = _brier(head, evidence)
-        tried.append((score, head))
-        return score
+        tried.append((_brier(head, judges), head))
+        return tried[-1][0]
 
-    tried: list[tuple[float, Head]] = []
-    _, done = search(
+    best, done = search(
         problem.name, objective, network.space(), first=FIRST, trials=trials, seed=seed, storage=storage, progress=progress
     )
-    head = min(tried, key=lambda entry: entry[0])[1] if tried else start
-    return head, done
+    studied = min(tried, key=lambda entry: entry[0])[1] if tried else start
+    scores = studied.scores(judges.units)
+    everything = _with_replay(table, np.ones(len(held), bool), parent, seed=seed)
+    head = network.update(start, everything, params=best, seed=seed, threads=threads)
+    return head, calibrate(scores, judges.targets), scores, done
+
+
+def _with_replay(table: _Table, use: NDArray[np.bool_], parent: Model, *, seed: int) -> Batch:
+    """The rows in `use` that the parent had not seen, and REPLAY times as many drawn from the earlier ones."""
+    new = table.labelled > parent.card.learned_until
+    if not new.any():
+        new = np.ones(len(new), bool)
+    fresh, old = table.batch.take(new & use), np.flatnonzero(~new & use)
+    drawn, weights = draw([table.strata[i] for i in old], REPLAY * len(fresh.targets), seed=seed)
+    again = table.batch.take(old[drawn])
+    return _join(fresh, Batch(again.units, again.targets, again.weights * weights))
+
+
+def _held(table: _Table, parent: Model, *, seed: int) -> NDArray[np.bool_]:
+    """A fifth of the new rows with a true outcome: they judge beside the validation rows before they teach."""
+    new = table.true & ~table.trusted & (table.labelled > parent.card.learned_until)
+    return new & (np.random.default_rng(seed).random(len(new)) < HELD)
+
+
+def _join(one: Batch, other: Batch) -> Batch:
+    return Batch(
+        np.concatenate([one.units, other.units]),
+        np.concatenate([one.targets, other.targets]),
+        np.concatenate([one.weights, other.weights]),
+    )
 
 
 def _brier(head: Head, evidence: Batch) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from truing.tasks.kinds.model import Head, Model
 from truing.tasks.learning.protocol import Batch, Params, Range
 

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
 from truing.tasks.kinds.model import Head
 
 Progress = Callable[[int, int, str], None]  # (done, of, what)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from truing.tasks.kinds.model import Head
 from truing.tasks.learning.calibration import brier, calibrate, identity
 from truing.tasks.learning.protocol import Batch, Params, Range, Try
@@ -23,7 +24,7 @@ from truing.tasks.learning.protocol import Batch, Params, Range, Try
 Floats = NDArray[np.float64]
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)  # lambda; units have norm 1 and v <= 1/2, so it counts in half rows
 STEP = 4096  # rows turned to float64 at once
-LEAST = 1e-3  # smallest v: keeps a row that the reference is sure of from meaning nothing, or everything
+LEAST = 0.1  # smallest v: where the reference is very sure, one step of Newton would overshoot on a single wrong label
 
 
 @dataclass(frozen=True)

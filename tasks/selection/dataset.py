@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 import polars as pl
+
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
 from truing.tasks.records import DatasetVersion
