@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
 from truing.tasks.errors import DataError
 from truing.tasks.seal import canonical, tree_digest
 

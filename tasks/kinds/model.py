@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
 from truing.tasks.errors import DataError
 from truing.tasks.kinds.encoders import TableEncoder, load_arrays
 from truing.tasks.kinds.protocol import Answers, Inputs

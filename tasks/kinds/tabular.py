@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
 from truing.tasks.errors import DataError
 from truing.tasks.kinds.encoders import CategoryColumn, NumberColumn, TableEncoder, TableSpec
 from truing.tasks.kinds.protocol import Answers, Change, Inputs, Predict, Units
