@@ -41,11 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = parser()
-    args, rest = given.parse_known_args(argv)
-    if args.verb == "demo":
-        args.rest = rest  # the demo reads its own options
-    elif rest:
-        given.error(f"unrecognized arguments: {' '.join(rest)}")
+    args = given.parse_args(argv)
     if args.verb is None:
         given.print_help()
         return 2

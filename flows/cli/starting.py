@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truing.flows.cli.output import result
@@ -75,7 +76,12 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     init = verbs.add_parser("init", parents=[common], help="write a problem to fill in, make the keys, check all problems")
     init.add_argument("name", nargs="?", help="name of the new problem; without it only keys and checks")
     init.set_defaults(do=do_init)
-    demo = verbs.add_parser("demo", add_help=False, help="the whole loop on census data, from nothing to signed releases")
+    demo = verbs.add_parser("demo", parents=[common], help="the whole loop on census data, from nothing to signed releases")
+    demo.add_argument("--approve-yourself", action="store_true", help="wait for your approvals in MLflow's page")
+    demo.add_argument("--keep", action="store_true", help="leave the stack running, with its pages to look at")
+    demo.add_argument("--rounds", type=int, metavar="N", help="rounds of traffic (default: the scenario's)")
+    demo.add_argument("--seed", type=int, default=1, help="seed of the simulated world (default: 1)")
+    demo.add_argument("--report", type=Path, default=Path("demo-report/index.html"), help="where the page goes")
     demo.set_defaults(do=do_demo, rest=[])
 
 
@@ -113,4 +119,4 @@ def do_demo(args: argparse.Namespace, settings: Settings) -> int:
     """In a folder of its own (`--data`, default .truing/demo), emptied first."""
     from truing.flows.demo.main import play
 
-    return play(args, settings if args.data else settings.model_copy(update={"data": settings.data / "demo"}))
+    return play(args, settings if getattr(args, "data", None) else settings.model_copy(update={"data": settings.data / "demo"}))
