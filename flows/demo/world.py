@@ -33,7 +33,7 @@ class Scenario:
     round_size: int = 5_000
     poisoned: int = 3  # which round; 0 = none
     outcomes: float = 0.2  # share of the teachable rows whose outcome becomes known
-    voices: float = 0.9  # share of all rows on which a user says something
+    voices: float = 0.95  # share of all rows on which a user says something
     raters: int = 50
     lukewarm: float = 0.15  # share of users' words too faint to teach: a middling rating, or a low one without a label
     errors: float = 0.03  # share of users' words that take right for wrong, or wrong for right

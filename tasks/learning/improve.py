@@ -32,7 +32,6 @@ from truing.tasks.problem import Problem
 from truing.tasks.records import Origin, Split, Trial
 
 FOLDS = 5
-NEWTON = 2  # steps at each penalty of genesis
 ENOUGH = 200  # validation rows with a true outcome below which trusted rows judge
 FIRST: Params = {"rate": 1e-2, "epochs": 6.0, "stay": 1e-4, "drop": 0.2}
 HELD = 0.2  # share of the new outcome rows that judge beside the validation rows
@@ -150,16 +149,16 @@ def _genesis(
 
 
 def _path(batch: Batch, labels: int, *, until: float = 0.0) -> Iterator[tuple[float, Head]]:
-    """Penalised logistic regression at every penalty, from strong to weak, each a few Newton steps from the one before."""
-    head = None
-    for penalty in sorted(PENALTIES, reverse=True):
-        for _ in range(NEWTON):
-            learner = Ridge(head)
-            head = learner.head(learner.fit(batch, labels=labels), {"penalty": penalty})
-        if head is not None:
+    """Penalised logistic regression at every penalty, from strong to weak, each one Newton step from the one before."""
+    strong_to_weak = sorted(PENALTIES, reverse=True)
+    head: Head | None = None
+    for penalty in (strong_to_weak[0], *strong_to_weak):  # the first start is further away: one step more
+        learner = Ridge(head)
+        before, head = head, learner.head(learner.fit(batch, labels=labels), {"penalty": penalty})
+        if before is not None:
             yield penalty, head
-        if penalty <= until:
-            return
+            if penalty <= until:
+                return
 
 
 def _fast(
