@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 settings_module.quiet()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-browser", action="store_true", help="a missing chromium is a failure, not a skip")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--require-browser") and not (shutil.which("chromium") or shutil.which("chromium-browser")):
+        raise pytest.UsageError("expected chromium on the path, found none; install Debian's package chromium")
 
 
 @pytest.fixture(scope="session")

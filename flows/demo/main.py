@@ -12,6 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from truing.flows.demo.adult import read_adult
@@ -23,6 +24,7 @@ from truing.infra.control import request
 from truing.infra.keys import Keyring
 from truing.infra.settings import Settings
 from truing.infra.stack import Stack
+from truing.infra.status import prefect_call
 from truing.tasks.errors import Refused, TruingError, Unavailable
 from truing.tasks.problem import seconds
 from truing.tasks.records import Outcome
@@ -151,11 +153,26 @@ class Demo:
         candidate = self.trainer.version(self.name, version).candidate
         if candidate is None:
             raise Unavailable(f"expected version {version} to name its candidate, it does not; see `truing verify {version}`")
+        begun = self.first_line(asked)
         self.tell.say(
-            f"candidate v{version}: {candidate.rows:,} rows, {candidate.origin} learner, "
-            f"{time.time() - asked:.1f} s after the request"
+            f"candidate v{version}: {candidate.rows:,} rows, {candidate.origin} learner, {time.time() - asked:.1f} s after the "
+            f"request" + (f", which reached the flow in {begun:.1f} s" if begun is not None else "")
         )
         return self.verdict(version)
+
+    def first_line(self, asked: float) -> float | None:
+        """Seconds from the request to the start of the improve run that it caused, as Prefect has noted it."""
+        since = {"start_time": {"after_": datetime.fromtimestamp(asked, UTC).isoformat()}}
+        try:
+            runs = prefect_call(
+                self.settings,
+                "POST",
+                "/flow_runs/filter",
+                {"flows": {"name": {"any_": ["improve"]}}, "flow_runs": since, "sort": "START_TIME_ASC", "limit": 1},
+            )
+        except TruingError:  # told for interest only
+            return None
+        return datetime.fromisoformat(runs[0]["start_time"].replace("Z", "+00:00")).timestamp() - asked if runs else None
 
     def verdict(self, version: str) -> str:
         until(f"a verdict on v{version}", lambda: self.trainer.version(self.name, version).outcome)

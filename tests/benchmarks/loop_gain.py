@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -357,8 +357,8 @@ def _rounds(found: list[Run]) -> list[str]:
             for metric in ("brier", "accuracy", "women_tpr")
         )
         lines.append(
-            f"{at + 1} {'poisoned' if first.poisoned else 'clean':<12}{count[0]:>6}{count[1]:>6}{count[2]:>6}{fast:>6}{rows:>9.0f}"
-            f"{-brier:>+15.4f}{accuracy:>+10.4f}{tpr:>+13.3f}"
+            f"{at + 1} {'poisoned' if first.poisoned else 'clean':<12}{count[0]:>6}{count[1]:>6}{count[2]:>6}{fast:>6}"
+            f"{rows:>9.0f}{-brier:>+15.4f}{accuracy:>+10.4f}{tpr:>+13.3f}"
         )
     return lines
 
@@ -380,8 +380,8 @@ def _limits(clean: list[Turn], poisoned: list[Turn]) -> list[str]:
         reach = " ".join(f"{np.quantile(high, share):>+7.4f}" for share in (0.9, 0.95))
         blocks = float(np.mean([clause["outcome"] == "block" for clause in hit])) if hit else 0.0
         lines.append(
-            f"{name:<17} {against:<9} {limit:.3f} | {drop.mean():>+.4f} ± {drop.std():.4f} {reach} {np.mean(high >= limit):>6.1%} | "
-            f"{harm.mean():>+.4f} ± {harm.std():.4f} {blocks:>6.1%}"
+            f"{name:<17} {against:<9} {limit:.3f} | {drop.mean():>+.4f} ± {drop.std():.4f} {reach} "
+            f"{np.mean(high >= limit):>6.1%} | {harm.mean():>+.4f} ± {harm.std():.4f} {blocks:>6.1%}"
         )
     return lines
 
