@@ -258,11 +258,7 @@ def _approve(facts: Facts, keys: Keys) -> Refusal | None:
     if facts.decision != "approved":
         return None
     if verdict.outcome is Outcome.BLOCK:
-        return Refusal(
-            code="verdict.block",
-            reason=f"version {facts.version} is blocked: {verdict.reason}",
-            remedy="its policy knows no override; train a candidate without the harm",
-        )
+        return _block_refusal(verdict, facts)
     if facts.policy is None or verdict.policy != facts.policy:
         return _policy_refusal(verdict, facts)
     if verdict.outcome is Outcome.INCONCLUSIVE and not facts.reason.strip():
@@ -272,6 +268,14 @@ def _approve(facts: Facts, keys: Keys) -> Refusal | None:
             remedy="set the tag approval.reason first, then approval",
         )
     return None
+
+
+def _block_refusal(verdict: Verdict, facts: Facts) -> Refusal:
+    return Refusal(
+        code="verdict.block",
+        reason=f"version {facts.version} is blocked: {verdict.reason}",
+        remedy="its policy knows no override; train a candidate without the harm",
+    )
 
 
 def _policy_refusal(verdict: Verdict, facts: Facts) -> Refusal:
@@ -305,11 +309,7 @@ def _promote(facts: Facts, keys: Keys, now: float) -> Refusal | None:
     if isinstance(verdict, Refusal):
         return verdict
     if verdict.outcome is Outcome.BLOCK:
-        return Refusal(
-            code="verdict.block",
-            reason=f"version {facts.version} is blocked: {verdict.reason}",
-            remedy="its policy knows no override; train a candidate without the harm",
-        )
+        return _block_refusal(verdict, facts)
     if facts.policy is None or verdict.policy != facts.policy:
         return _policy_refusal(verdict, facts)
     if facts.champion not in (None, facts.payload, verdict.champion):
