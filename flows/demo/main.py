@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -440,6 +442,7 @@ def story(demo: Demo) -> None:
 def play(given: argparse.Namespace, settings: Settings) -> int:
     """The whole demo in `settings.data`, which is emptied first. Raises TruingError in one line."""
     tell = Teller()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stack goes down with the demo
     emptied(settings)
     settings = with_free_ports(settings)
     stack = Stack(settings)
