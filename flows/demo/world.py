@@ -32,7 +32,7 @@ class Scenario:
     rounds: int = 4
     round_size: int = 5_000
     poisoned: int = 3  # which round; 0 = none
-    outcomes: float = 0.2  # share of the teachable rows whose outcome becomes known
+    outcomes: float = 0.15  # share of the teachable rows whose outcome becomes known
     voices: float = 0.95  # share of all rows on which a user says something
     raters: int = 50
     lukewarm: float = 0.15  # share of users' words too faint to teach: a middling rating, or a low one without a label

@@ -30,8 +30,8 @@ class Network:
         """`rate` of Adam; `epochs` over the batch; `stay`: strength of the pull to the start; `drop`: share of hidden units."""
         # No step so small that nothing is learned: "no update" is judged beside every candidate, a study must not choose it.
         return {
-            "rate": Range(5e-3, 2e-2, log=True),
-            "epochs": Range(4, 8),
+            "rate": Range(8e-3, 2e-2, log=True),
+            "epochs": Range(5, 8),
             "stay": Range(1e-5, 1e-3, log=True),
             "drop": Range(0.0, 0.5),
         }
