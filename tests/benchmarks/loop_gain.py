@@ -292,7 +292,9 @@ def measure(arguments: argparse.Namespace) -> Measured:
     seeds = 3 if arguments.quick else arguments.seeds
     scenario = Scenario()
     found: list[Run] = []
-    for run in runs(range(seeds), scenario, trials=2 if arguments.quick else 6, strict=arguments.strict):
+    for run in runs(
+        range(arguments.first, arguments.first + seeds), scenario, trials=2 if arguments.quick else 6, strict=arguments.strict
+    ):
         found.append(run)
         say(f"seed {run.seed}: " + ", ".join(f"{turn.outcome}{' (poisoned)' if turn.poisoned else ''}" for turn in run.turns))
     if arguments.save:
@@ -388,6 +390,7 @@ def _limits(clean: list[Turn], poisoned: list[Turn]) -> list[str]:
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=20, help="simulations (default 20; --quick runs 3)")
+    parser.add_argument("--first", type=int, default=0, help="the first seed (default 0)")
     parser.add_argument("--limits", action="store_true", help="print the table the limits are chosen by")
     parser.add_argument("--strict", action="store_true", help="leave out outcomes on unsure answers")
     parser.add_argument("--save", help="write every round as JSON to this file")
