@@ -170,11 +170,14 @@ class Demo:
                 self.settings,
                 "POST",
                 "/flow_runs/filter",
-                {"flows": {"name": {"any_": ["improve"]}}, "flow_runs": since, "sort": "START_TIME_ASC", "limit": 1},
+                {"flows": {"name": {"any_": ["improve"]}}, "flow_runs": since, "limit": 20},
             )
         except TruingError:  # told for interest only
             return None
-        return datetime.fromisoformat(runs[0]["start_time"].replace("Z", "+00:00")).timestamp() - asked if runs else None
+        starts = [
+            datetime.fromisoformat(str(run["start_time"]).replace("Z", "+00:00")) for run in runs if run.get("start_time")
+        ]
+        return min(starts).timestamp() - asked if starts else None
 
     def verdict(self, version: str) -> str:
         until(f"a verdict on v{version}", lambda: self.trainer.version(self.name, version).outcome)
