@@ -25,7 +25,7 @@ from truing.tasks.records import Split
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """How much of everything. Shares are 0..1. The defaults come from simulations of whole demos (tests/benchmarks/loop_gain.py)."""
+    """How much of everything. Shares are 0..1. The defaults come from the seed grid in docs/benchmarks.md."""
 
     trusted: int = 2_000
     backfill: int = 12_000  # past cases of holdout subjects, outcomes known
@@ -37,7 +37,7 @@ class Scenario:
     raters: int = 50
     lukewarm: float = 0.15  # share of users' words too faint to teach: a middling rating, or a low one without a label
     errors: float = 0.03  # share of users' words that take right for wrong, or wrong for right
-    hostile: float = 0.8  # share of the users who turn hostile in the poisoned round
+    hostile: float = 0.9  # share of the users who turn hostile in the poisoned round
     revisit: float = 1.0  # share of women's positive cases of earlier rounds that hostile users come back to
 
 
