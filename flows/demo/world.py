@@ -25,7 +25,7 @@ from truing.tasks.records import Split
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """How much of everything. Shares are 0..1. The defaults come from the seed grid in docs/benchmarks.md."""
+    """How much of everything. Shares are 0..1. The defaults come from simulations of whole demos (benchmark loop_gain)."""
 
     trusted: int = 2_000
     backfill: int = 12_000  # past cases of holdout subjects, outcomes known
