@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from truing.flows.demo.adult import subject
+from truing.tasks.errors import DataError
 from truing.tasks.problem import Problem, split_of
 from truing.tasks.records import Split
 
@@ -95,7 +96,7 @@ class World:
         self._traffic = [rest[at] for at in np.random.default_rng([seed, 1 << 20]).permutation(len(rest))]
         wanted = (scenario.rounds + 1) * scenario.round_size
         if len(past) < scenario.backfill or len(vouched) < scenario.trusted or len(self._traffic) < wanted:
-            raise ValueError(
+            raise DataError(
                 f"expected {scenario.backfill} holdout, {scenario.trusted} trusted and {wanted} other rows, got {len(past)}, "
                 f"{len(vouched)} and {len(self._traffic)}; ask for smaller rounds"
             )
