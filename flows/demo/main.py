@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from truing.flows.demo.adult import read_adult
@@ -78,6 +79,11 @@ def until(what: str, look: Callable[[], T | None], *, patience_s: float = PATIEN
     raise Unavailable(f"expected {what} within {patience_s:.0f} s, it did not come{last}; see `truing status` and the logs")
 
 
+def steadily(act: Callable[[], T]) -> T:
+    """What `act` returns; tried again while a part that it needs is away, so it must be safe to repeat."""
+    return until("an answer", lambda: (act(),), patience_s=120.0)[0]
+
+
 # --- the demo -----------------------------------------------------------------------------------------------------------------
 
 
@@ -120,7 +126,7 @@ class Demo:
                 for case in cases:
                     client.backfill_prediction(case.id, case.inputs, subject=case.subject, groups=case.groups, time=now - 3600)
                     client.outcome(case.id, case.truth, time=now - 60)
-                self.sent += client.flush()
+                self.sent += client.flush(timeout_s=120.0)
         self.tell.say(f"{len(world.trusted):,} trusted rows and {len(world.backfill):,} past cases sent by their sources")
         self.landed()
         judge = self.vault.holdout(self.name, now=time.time()).height
@@ -143,16 +149,16 @@ class Demo:
 
     def improve(self) -> str:
         """Ask for a run, and wait for the candidate's verdict. Returns its version."""
-        before = {version.version for version in self.trainer.versions(self.name)}
+        before = {version.version for version in steadily(lambda: self.trainer.versions(self.name))}
         asked = time.time()
-        request(self.settings, "improve", self.name)
+        steadily(lambda: request(self.settings, "improve", self.name))
 
         def registered() -> str | None:
             fresh = [v.version for v in self.trainer.versions(self.name) if v.version not in before]
             return fresh[-1] if fresh else None
 
         version = until("a candidate", registered)
-        candidate = self.trainer.version(self.name, version).candidate
+        candidate = steadily(lambda: self.trainer.version(self.name, version)).candidate
         if candidate is None:
             raise Unavailable(f"expected version {version} to name its candidate, it does not; see `truing verify {version}`")
         begun = self.first_line(asked)
@@ -181,7 +187,7 @@ class Demo:
 
     def verdict(self, version: str) -> str:
         until(f"a verdict on v{version}", lambda: self.trainer.version(self.name, version).outcome)
-        judged = self.trainer.version(self.name, version)
+        judged = steadily(lambda: self.trainer.version(self.name, version))
         style = {"pass": "green", "block": "red"}.get(judged.outcome or "", "yellow")
         self.tell.say(f"verdict: [bold]{judged.outcome}[/bold]: {judged.tags.get('verdict.reason', '')}", style)
         return version
@@ -196,7 +202,7 @@ class Demo:
             )
             until("your decision", lambda: self.approver.version(self.name, version).stamp, patience_s=24 * 3600, every_s=1.0)
         else:
-            self.approver.approve(self.name, version, reason)
+            steadily(lambda: self.approver.approve(self.name, version, reason))
             self.tell.say(f"v{version} approved through MLflow's API by the simulated approver: {reason}")
         start = time.monotonic()
         serving = until(f"v{version} to serve", lambda: self.serves(version))
@@ -219,10 +225,11 @@ class Demo:
             )
             until("an accepted policy", lambda: self.approver.model(self.name).tags.get("policy.accepted"), patience_s=86_400)
         else:
-            self.approver.accept_policy(self.name, self.policy.digest)
+            steadily(lambda: self.approver.accept_policy(self.name, self.policy.digest))
             self.tell.say(f"policy {self.policy.digest[:12]} accepted by the approver")
         self.approve(version, "first release: better than the prior predictor, nothing serves yet")
-        self.approver.set_anchor(self.name, version, "the first release is what small steps are measured from")
+        why = "the first release is what small steps are measured from"
+        steadily(lambda: self.approver.set_anchor(self.name, version, why))
         self.tell.say(f"anchor pinned at v{version}")
 
     def traffic(self, number: int) -> tuple[list[Case], dict[str, str]]:
@@ -230,15 +237,19 @@ class Demo:
         cases = self.world.traffic(number)
         for start in range(0, len(cases), BATCH):
             part = cases[start : start + BATCH]
-            answers = self.app.predict(
-                [case.inputs for case in part],
-                subjects=[case.subject for case in part],
-                groups=[case.groups for case in part],
-                ids=[case.id for case in part],
-            )
+            answers = steadily(partial(self.ask, part))
             self.answers.update({case.id: answer for case, answer in zip(part, answers, strict=True)})
         self.sent += len(cases)
         return cases, {case.id: self.answers[case.id].label for case in cases}
+
+    def ask(self, cases: Sequence[Case]) -> list[Answer]:
+        """One question; asked twice under the same ids it counts once."""
+        return self.app.predict(
+            [case.inputs for case in cases],
+            subjects=[case.subject for case in cases],
+            groups=[case.groups for case in cases],
+            ids=[case.id for case in cases],
+        )
 
     def round(self, number: int) -> None:
         hostile = number == self.world.scenario.poisoned
@@ -274,7 +285,7 @@ class Demo:
                 words.append(correction(answer, said.label, actor))
             elif said.value is not None:
                 words.append(rating(answer, said.value, actor))
-        receipt = self.app.feedback(words)
+        receipt = steadily(lambda: self.app.feedback(words))  # words carry their times: sent twice they land once
         self.sent += receipt.accepted
         if receipt.refusals:
             self.tell.say(f"{len(receipt.refusals)} words not believed: {receipt.refusals[0].error}", "yellow")
@@ -284,7 +295,7 @@ class Demo:
             for said in outcomes:
                 if said.label is not None:
                     client.outcome(said.case, said.label)
-            self.sent += client.flush()
+            self.sent += client.flush(timeout_s=120.0)
 
     def latency(self) -> str:
         """From the time in the event to its row in the landing table, over the last minute."""
@@ -298,18 +309,18 @@ class Demo:
 
     def settle(self, version: str) -> None:
         """What follows a verdict: approval of a pass; of a block, the attempt to force it, and its refusal."""
-        judged = self.trainer.version(self.name, version)
+        judged = steadily(lambda: self.trainer.version(self.name, version))
         if judged.outcome == Outcome.PASS:
             self.approve(version, "the gate passed; gaps and gains reviewed")
             return
         if judged.outcome == Outcome.BLOCK:
             try:
-                self.trainer.move_champion(self.name, version)
+                steadily(lambda: self.trainer.move_champion(self.name, version))
             except Refused as refused:
                 self.tell.say(f"moving champion to v{version} by hand is refused: {refused}", "red")
             else:
                 raise TruingError(f"expected the registry to refuse champion = v{version}, it took it; the lock is open")
-            self.approver.reject(self.name, version, "blocked by the gate")
+            steadily(lambda: self.approver.reject(self.name, version, "blocked by the gate"))
         self.tell.say(f"v{version} does not serve; the loop goes on with what serves now")
 
 
@@ -461,5 +472,8 @@ def play(given: argparse.Namespace, settings: Settings) -> int:
         done = True
     finally:
         if not (given.keep and done):
-            stack.down()
+            try:
+                stack.down()
+            except TruingError as error:  # must not hide what went wrong before
+                tell.say(f"the stack is still up: {error}", "yellow")
     return 0
