@@ -16,7 +16,7 @@ from truing.tasks.learning.improve import Tuned, tune
 from truing.tasks.learning.network import Network
 from truing.tasks.learning.protocol import Batch, Params, Range
 from truing.tasks.learning.replay import draw
-from truing.tasks.learning.ridge import Ridge
+from truing.tasks.learning.ridge import PENALTIES, Ridge
 from truing.tasks.learning.study import Report, search
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
@@ -93,14 +93,21 @@ def test_a_row_of_weight_two_counts_like_two_rows() -> None:
     np.testing.assert_allclose(learner.fit(joined(rows, rows), labels=2).gram, learner.fit(twice, labels=2).gram, atol=1e-10)
 
 
-def test_ridge_tunes_its_penalty_on_rows_it_has_not_seen() -> None:
-    """40 rows in 12 dimensions: what is best there is neither no penalty nor the strongest."""
+def test_ridge_tunes_its_penalty_on_rows_that_have_not_taught_their_own_score() -> None:
+    """40 noisy rows in 12 dimensions: the penalty chosen is about the best on 2,000 others; left-out rows judge too."""
     rows, evidence = batch(40), batch(2000, seed=5)
     learner = Ridge()
-    head, tries = learner.tune(learner.fit(rows, labels=2), rows, evidence)
-    scores = [one.score for one in tries]
-    chosen = learner.head(learner.fit(rows, labels=2), tries[int(np.argmin(scores))].params)
-    np.testing.assert_array_equal(head.weight, chosen.weight)
+    nothing = learner.fit(rows.take(np.zeros(40, bool)), labels=2)
+    found = learner.tune(nothing, rows, evidence, judging=np.arange(40) < 30)
+    assert found.scores.shape == (2030, 2)
+    whole = learner.fit(rows, labels=2)
+    np.testing.assert_array_equal(found.head.weight, learner.head(whole, found.params).weight)
+    np.testing.assert_allclose(found.scores[2000:], learner.left_out(whole, rows.take(np.arange(30)), found.params))
+    by_penalty = {}
+    for penalty in PENALTIES:
+        scores = learner.head(whole, {"penalty": penalty}).scores(evidence.units)
+        by_penalty[penalty] = brier(calibrate(scores, evidence.targets).probabilities(scores), evidence.targets)
+    assert by_penalty[found.params["penalty"]] < min(by_penalty.values()) + 0.002
 
 
 # --- slow ---------------------------------------------------------------------------------------------------------------------
@@ -139,6 +146,16 @@ def test_a_stronger_pull_stays_nearer_to_the_start() -> None:
         for stay in (1e-4, 1.0)
     ]
     assert moved[1] < moved[0] / 2
+
+
+def test_a_study_of_the_network_returns_what_it_judged() -> None:
+    rows, evidence = batch(400), batch(300, seed=6)
+    network = Network()
+    start = network.fit(rows.take(np.arange(50)), labels=2, params=GENTLE, seed=1, threads=1)
+    found = network.tune(start, rows, evidence, trials=3, seed=1, threads=1, problem="adult")
+    np.testing.assert_array_equal(found.scores, found.head.scores(evidence.units))
+    best = min(trial.score for trial in found.trials if trial.score is not None)
+    assert brier(identity(2).probabilities(found.scores), evidence.targets) == best and len(found.trials) == 3
 
 
 def test_the_network_can_not_subtract_and_says_so() -> None:

@@ -21,19 +21,17 @@ from truing.tasks.errors import DataError
 from truing.tasks.kinds.encoders import TableEncoder
 from truing.tasks.kinds.model import FORMAT, Calibration, Card, Head, Model
 from truing.tasks.kinds.tabular import Tabular
-from truing.tasks.learning.calibration import brier, calibrate, identity
+from truing.tasks.learning.calibration import brier, calibrate
 from truing.tasks.learning.network import Network
-from truing.tasks.learning.protocol import Batch, Params, Progress
+from truing.tasks.learning.protocol import Batch, Progress
 from truing.tasks.learning.replay import draw
 from truing.tasks.learning.ridge import PENALTIES, Ridge
-from truing.tasks.learning.study import Report, search
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
 from truing.tasks.records import Origin, Split, Trial
 
 FOLDS = 5
 ENOUGH = 200  # validation rows with a true outcome below which trusted rows judge
-FIRST: Params = {"rate": 1e-2, "epochs": 6.0, "stay": 1e-4, "drop": 0.2}
 HELD = 0.2  # share of the new outcome rows that judge beside the validation rows
 REPLAY = 2  # earlier rows drawn for every new one
 TRUE = (Origin.OUTCOME.value, Origin.REVIEW.value)
@@ -164,19 +162,14 @@ def _path(batch: Batch, labels: int, *, until: float = 0.0) -> Iterator[tuple[fl
 def _fast(
     table: _Table, held: NDArray[np.bool_], evidence: Batch, parent: Model, labels: int
 ) -> tuple[Head, Calibration, Scores]:
-    """Head, calibration, and scores of the judging rows, none of which taught the score it gets."""
+    """Head, calibration, and scores of the judging rows: validation, then the held-back ones."""
     learner = Ridge(parent.reference)
-    state = learner.fit(table.batch, labels=labels)
     true = table.true & ~table.trusted
-    batch = table.batch.take(true)
-    targets = np.concatenate([evidence.targets, batch.targets])
-    scored: dict[float, Scores] = {}
-    for penalty in PENALTIES:
-        seen = learner.left_out(state, batch, {"penalty": penalty})
-        scored[penalty] = np.concatenate([learner.head(state, {"penalty": penalty}).scores(evidence.units), seen])
-    penalty, calibration, _ = _choose(scored, targets)
-    judging = np.concatenate([np.ones(len(evidence.targets), bool), held[true]])
-    return learner.head(state, {"penalty": penalty}), calibration, scored[penalty][judging]
+    nothing = learner.fit(table.batch.take(np.zeros(len(true), bool)), labels=labels)
+    found = learner.tune(nothing, table.batch, evidence, judging=true)
+    calibration = calibrate(found.scores, np.concatenate([evidence.targets, table.batch.targets[true]]))
+    judges = np.concatenate([np.ones(len(evidence.targets), bool), held[true]])
+    return found.head, calibration, found.scores[judges]
 
 
 def _choose(scored: dict[float, Scores], targets: NDArray[np.int64]) -> tuple[float, Calibration, float]:
@@ -204,25 +197,13 @@ def _slow(
     """The study leaves the held rows out; its best parameters then teach once more, with them."""
     network = Network()
     start = network.start(parent, seed=seed)
-    batch = _with_replay(table, ~held, parent, seed=seed)
-    tried: list[tuple[float, Head]] = []
-
-    def objective(params: Params, report: Report) -> float:
-        def each_epoch(epoch: int, head: Head) -> None:
-            report(epoch, _brier(head, judges))
-
-        head = network.update(start, batch, params=params, seed=seed, threads=threads, each_epoch=each_epoch)
-        tried.append((_brier(head, judges), head))
-        return tried[-1][0]
-
-    best, done = search(
-        problem.name, objective, network.space(), first=FIRST, trials=trials, seed=seed, storage=storage, progress=progress
-    )
-    studied = min(tried, key=lambda entry: entry[0])[1] if tried else start
-    scores = studied.scores(judges.units)
+    found = network.tune(
+        start, _with_replay(table, ~held, parent, seed=seed), judges,
+        trials=trials, seed=seed, threads=threads, problem=problem.name, storage=storage, progress=progress,
+    )  # fmt: skip
     everything = _with_replay(table, np.ones(len(held), bool), parent, seed=seed)
-    head = network.update(start, everything, params=best, seed=seed, threads=threads)
-    return head, calibrate(scores, judges.targets), scores, done
+    head = network.update(start, everything, params=found.params, seed=seed, threads=threads)
+    return head, calibrate(found.scores, judges.targets), found.scores, found.trials
 
 
 def _with_replay(table: _Table, use: NDArray[np.bool_], parent: Model, *, seed: int) -> Batch:
@@ -248,10 +229,6 @@ def _join(one: Batch, other: Batch) -> Batch:
         np.concatenate([one.targets, other.targets]),
         np.concatenate([one.weights, other.weights]),
     )
-
-
-def _brier(head: Head, evidence: Batch) -> float:
-    return brier(identity(head.bias.shape[0]).probabilities(head.scores(evidence.units)), evidence.targets)
 
 
 def _evidence(kind: Tabular, validation: pl.DataFrame, table: _Table) -> tuple[Batch, NDArray[np.bool_] | None]:

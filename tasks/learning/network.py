@@ -8,16 +8,20 @@ Grandvalet & Davoine 2018, arXiv:1802.01483) and replay keep what was learned be
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from truing.tasks.kinds.model import Head, Model
-from truing.tasks.learning.protocol import Batch, Params, Range
+from truing.tasks.learning.calibration import brier, identity
+from truing.tasks.learning.protocol import Batch, Found, Params, Progress, Range
+from truing.tasks.learning.study import Report, search
 
 HIDDEN = 32
 BATCH = 256
+FIRST: Params = {"rate": 1e-2, "epochs": 6.0, "stay": 1e-4, "drop": 0.2}  # where a study without a predecessor begins
 EachEpoch = Callable[[int, Head], None]  # may raise to stop
 
 
@@ -88,6 +92,39 @@ class Network:
             if each_epoch is not None:
                 each_epoch(epoch, _head(now))
         return _head(now)
+
+    def tune(
+        self,
+        state: Head,
+        batch: Batch,
+        evidence: Batch,
+        *,
+        trials: int,
+        seed: int,
+        threads: int,
+        problem: str = "",
+        storage: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Found:
+        """A study over `space`, each trial fine-tuning `state` on `batch`; kept in `storage` under the problem's name."""
+        tried: list[tuple[float, Head]] = []
+
+        def judge(head: Head) -> float:
+            return brier(identity(head.bias.shape[0]).probabilities(head.scores(evidence.units)), evidence.targets)
+
+        def objective(params: Params, report: Report) -> float:
+            head = self.update(
+                state, batch, params=params, seed=seed, threads=threads,
+                each_epoch=lambda epoch, so_far: report(epoch, judge(so_far)),
+            )  # fmt: skip
+            tried.append((judge(head), head))
+            return tried[-1][0]
+
+        best, done = search(
+            problem, objective, self.space(), first=FIRST, trials=trials, seed=seed, storage=storage, progress=progress
+        )
+        head = min(tried, key=lambda entry: entry[0])[1] if tried else state
+        return Found(head, best, head.scores(evidence.units), done)
 
     def subtract(self, state: Head, batch: Batch) -> Head | None:
         """Gradient steps can't be taken back: fit again without the rows."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truing.tasks.kinds.model import Head
+from truing.tasks.records import Trial
 
 Progress = Callable[[int, int, str], None]  # (done, of, what)
 Params = dict[str, float]
@@ -37,11 +38,14 @@ class Range(NamedTuple):
     log: bool = False
 
 
-class Try(NamedTuple):
-    """Parameters tried and the calibrated Brier score they had on the evidence."""
+class Found(NamedTuple):
+    """What a search found: the head, its parameters, uncalibrated `scores` (n, k) of the rows that judged, none of which had
+    taught the score it got, and what was tried."""
 
+    head: Head
     params: Params
-    score: float
+    scores: NDArray[np.float64]
+    trials: tuple[Trial, ...] = ()
 
 
 S = TypeVar("S")
@@ -64,8 +68,6 @@ class Learner(Protocol[S]):
 
     def head(self, state: S, params: Params) -> Head: ...
 
-    def tune(
-        self, state: S, batch: Batch, evidence: Batch, *, trials: int, seed: int, threads: int
-    ) -> tuple[Head, tuple[Try, ...]]:
-        """The best head found, judged by calibrated Brier on `evidence`, and what was tried."""
+    def tune(self, state: S, batch: Batch, evidence: Batch, *, trials: int, seed: int, threads: int) -> Found:
+        """The best that `state` can become by learning `batch`, judged by Brier score on `evidence`."""
         ...

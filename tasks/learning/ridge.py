@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from truing.tasks.kinds.model import Head
 from truing.tasks.learning.calibration import brier, calibrate, identity
-from truing.tasks.learning.protocol import Batch, Params, Range, Try
+from truing.tasks.learning.protocol import Batch, Found, Params, Range
 
 Floats = NDArray[np.float64]
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)  # lambda; units have norm 1 and v <= 1/2, so it counts in half rows
@@ -87,16 +87,30 @@ class Ridge:
         return scores
 
     def tune(
-        self, state: Sums, batch: Batch, evidence: Batch, *, trials: int = len(PENALTIES), seed: int = 0, threads: int = 1
-    ) -> tuple[Head, tuple[Try, ...]]:
-        """Choose lambda on `evidence`, rows that the state has not seen. A grid of five needs no search."""
-        tries: list[tuple[float, Head, float]] = []
+        self,
+        state: Sums,
+        batch: Batch,
+        evidence: Batch,
+        *,
+        trials: int = len(PENALTIES),
+        seed: int = 0,
+        threads: int = 1,
+        judging: NDArray[np.bool_] | None = None,
+    ) -> Found:
+        """Choose lambda; a grid of five needs no search. Scores are those of `evidence`, then of the left-out `judging` rows.
+
+        `judging` (n,) marks rows of `batch` that may judge too, each as if it alone had been left out.
+        """
+        whole = self.update(state, batch)
+        left = batch.take(np.zeros(len(batch.targets), bool) if judging is None else judging)
+        targets = np.concatenate([evidence.targets, left.targets])
+        tried: list[tuple[float, float, Found]] = []
         for penalty in PENALTIES:
-            head = self.head(state, {"penalty": penalty})
-            scores = head.scores(evidence.units)
-            tries.append((brier(calibrate(scores, evidence.targets).probabilities(scores), evidence.targets), head, penalty))
-        best = min(tries, key=lambda entry: entry[0])[1]
-        return best, tuple(Try({"penalty": penalty}, score) for score, _, penalty in tries)
+            head = self.head(whole, {"penalty": penalty})
+            scores = np.concatenate([head.scores(evidence.units), self.left_out(whole, left, {"penalty": penalty})])
+            score = brier(calibrate(scores, targets).probabilities(scores), targets)
+            tried.append((score, penalty, Found(head, {"penalty": penalty}, scores)))
+        return min(tried, key=lambda entry: entry[:2])[2]
 
     def _sums(self, batch: Batch, labels: int) -> Sums:
         width = batch.units.shape[1] + 1

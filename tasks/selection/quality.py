@@ -2,9 +2,11 @@
 
 A row is *confident* when somebody said something definite about it (a rating of at least `min_rating`, a correction or an
 outcome) **and** the calibrated confidence of the answer that was served is at least `min_confidence`. People's words teach only
-then: near the decision boundary a hasty vote is most often wrong and does most damage. Outcomes and blind reviews are what
-became true, so they teach in any case; their tag still says "unsure answer". Leaving them out costs: rows are then missing
-exactly where probabilities are between.
+then. Outcomes and blind reviews are what became true, so they teach in any case; their tag still says "unsure answer".
+
+Why: rows that are missing by their confidence are missing exactly where the model has most to learn. Adult, Brier score after
+four clean rounds, mean of 4 seeds, at min_confidence 0.55 / 0.7 / 0.8 / 0.9: as here 0.0948 / 0.0957 / 0.0963 / 0.0973; with
+unsure outcomes left out too 0.0949 / 0.0959 / 0.0970 / 0.0988. So keep the threshold low, and never sieve outcomes by it.
 """
 
 from __future__ import annotations

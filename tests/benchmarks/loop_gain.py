@@ -289,7 +289,7 @@ def pooled(values: list[float]) -> tuple[float, float]:
 
 
 def measure(arguments: argparse.Namespace) -> Measured:
-    seeds = 3 if arguments.quick else arguments.seeds
+    seeds = 2 if arguments.quick else arguments.seeds
     scenario = Scenario()
     found: list[Run] = []
     for run in runs(
@@ -389,7 +389,7 @@ def _limits(clean: list[Turn], poisoned: list[Turn]) -> list[str]:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seeds", type=int, default=20, help="simulations (default 20; --quick runs 3)")
+    parser.add_argument("--seeds", type=int, default=20, help="simulations (default 20; --quick runs 2)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default 0)")
     parser.add_argument("--limits", action="store_true", help="print the table the limits are chosen by")
     parser.add_argument("--strict", action="store_true", help="leave out outcomes on unsure answers")
