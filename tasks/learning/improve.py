@@ -88,7 +88,7 @@ def tune(
             "expected trusted and train rows to learn from, got holdout or validation rows; freeze the dataset again"
         )
     if parent is None:
-        return _genesis(problem, samples, seed=seed, trials=trials, threads=threads, storage=storage, progress=progress)
+        return _genesis(problem, samples, seed=seed, progress=progress)
     kind = Tabular(problem, parent.encoder)
     table = _table(kind, samples)
     evidence, judged_by_trusted = _evidence(kind, validation, table)
@@ -112,16 +112,8 @@ def tune(
     return Tuned(model, "slow" if slow else "fast", tried, scores, rows=samples.height)
 
 
-def _genesis(
-    problem: Problem,
-    samples: pl.DataFrame,
-    *,
-    seed: int,
-    trials: int,
-    threads: int,
-    storage: Path | None,
-    progress: Progress | None,
-) -> Tuned:
+def _genesis(problem: Problem, samples: pl.DataFrame, *, seed: int, progress: Progress | None) -> Tuned:
+    """The fast learner alone: with a few thousand rows and no parent there is nothing to fine-tune."""
     trusted = samples.filter(pl.col("split") == Split.TRUSTED.value)
     if trusted.is_empty():
         raise DataError("expected trusted rows for the first model, got none; load a history that people vouch for")
