@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from truing.flows.demo.adult import read_adult
@@ -381,7 +382,7 @@ def summary(demo: Demo) -> None:
     )
     if events.get("landed", 0) != demo.sent:
         raise TruingError(f"expected {demo.sent} landed events, got {events.get('landed', 0)}; see the landing table")
-    out.print(f"\nOpen next: [bold]{page}[/bold]")
+    out.print(f"\nOpen next: [bold]{near(page)}[/bold]")
     if demo.given.keep:
         for name, url in links.items():
             out.print(f"           {name}: {url}")
@@ -403,6 +404,11 @@ def with_free_ports(settings: Settings) -> Settings:
     ports = settings.ports.model_copy(update={"gateway": found[0], "registry": found[1], "prefect": found[2]})
     kafka = settings.kafka.model_copy(update={"bootstrap": f"{settings.host}:{found[3]}"}) if embedded else settings.kafka
     return settings.model_copy(update={"ports": ports, "kafka": kafka})
+
+
+def near(path: Path) -> Path:
+    """The path as a person standing here would write it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def free(host: str, port: int) -> bool:
@@ -460,7 +466,7 @@ def play(given: argparse.Namespace, settings: Settings) -> int:
     emptied(settings)
     settings = with_free_ports(settings)
     stack = Stack(settings)
-    tell.console.print(f"[bold]Truing[/bold] · census income, 48,842 people · everything lies in {settings.data}")
+    tell.console.print(f"[bold]Truing[/bold] · census income, 48,842 people · everything lies in {near(settings.data)}")
     tell.head("The stack")
     done = False
     try:
