@@ -51,7 +51,7 @@ def picture(summary: Summary) -> str:
         {"font.family": "DejaVu Sans", "svg.fonttype": "path", "svg.hashsalt": "truing", "font.size": 10}
     )
     lines = [line for line in summary.lines if line.groups]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.3), gridspec_kw={"width_ratios": [1.35, 1], "wspace": 0.26})
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.3), gridspec_kw={"width_ratios": [1.35, 1], "wspace": 0.36})
     for offset, marker, bucket, colour in zip((-0.1, 0.1), "os", summary.buckets, GROUPS, strict=True):
         for at, line in enumerate(lines):
             value = line.groups[bucket]
