@@ -12,7 +12,7 @@ from truing.flows.cli.runs import run_now
 from truing.flows.serve import deployments
 from truing.infra.stack import Stack
 from truing.infra.status import prefect_call
-from truing.tasks.problem import Problem
+from truing.tasks.problem import Problem, seconds
 
 
 def until(found: Callable[[], Any], seconds: float = 60.0) -> Any:
@@ -38,7 +38,9 @@ def test_every_problem_has_its_deployments_and_none_can_release(problem: Problem
         assert one.entrypoint is not None and one.entrypoint.startswith("truing.flows.") and ":" not in one.entrypoint
         assert one.work_pool_name is None
     scheduled = {one.flow_name: one.schedules[0].schedule.interval.total_seconds() for one in found if one.schedules}
-    assert scheduled == {"curate": 300, "improve": 1800, "monitor": 60}
+    cadence = problem.cadence
+    wanted = {"curate": cadence.curate_every, "improve": cadence.improve_every, "monitor": cadence.monitor_every}
+    assert scheduled == {flow: seconds(every) for flow, every in wanted.items()}
 
 
 @pytest.mark.services
