@@ -21,8 +21,9 @@ from truing.flows.keeper import Keeper
 from truing.infra import settings as settings_module
 from truing.infra.broker import quiet_client
 from truing.infra.calls import call
-from truing.infra.keys import Keyring
+from truing.infra.keys import keyring
 from truing.infra.settings import Settings
+from truing.infra.workflow import log_in
 from truing.tasks.errors import Refused, TruingError, Unavailable
 
 AGAIN_S = 2.0  # before Prefect is asked again
@@ -40,7 +41,7 @@ def begin(settings: Settings) -> dict[str, Any]:
 
     The run is Pending from the start: a runner only takes Scheduled ones. Raises Unavailable.
     """
-    user, _, password = Keyring(settings.keys).read("prefect-auth").decode().partition(":")
+    user, _, password = keyring(settings).read("prefect-auth").decode().partition(":")
     login, api = (user, password), settings.prefect_url
     left = {"flow_runs": {"tags": {"all_": [TAG]}, "state": {"type": {"any_": ["RUNNING", "PENDING", "SCHEDULED"]}}}}
     for run in call("POST", f"{api}/flow_runs/filter", left, login=login, timeout=5.0):
@@ -101,6 +102,7 @@ def main() -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         settings = settings_module.current()
+        log_in(settings)
         keeper = Keeper(settings, start=prefect(settings), log=log)
     except TruingError as error:
         sys.stderr.write(f"{error}\n")

@@ -14,7 +14,7 @@ import polars as pl
 
 from truing.infra.calls import call
 from truing.infra.control import RUNS
-from truing.infra.keys import Keyring
+from truing.infra.keys import keyring
 from truing.infra.settings import Settings
 from truing.tasks.errors import Unavailable
 from truing.tasks.events.intake import app_of
@@ -77,7 +77,7 @@ def decide(value: bytes | None, problems: Collection[str], *, now: float) -> Ask
 
 def prefect(settings: Settings) -> Start:
     """Starts deployments through Prefect's API: no client library, no retries that would hold up the keeper."""
-    user, _, password = Keyring(settings.keys).read("prefect-auth").decode().partition(":")
+    user, _, password = keyring(settings).read("prefect-auth").decode().partition(":")
     ids: dict[str, str] = {}
 
     def start(deployment: str, key: str) -> str:

@@ -22,7 +22,7 @@ from truing.flows.errands import Start, Trigger, control_places, decide, remembe
 from truing.infra.broker import connection
 from truing.infra.catalog import catalog
 from truing.infra.heartbeat import beat
-from truing.infra.keys import Keyring
+from truing.infra.keys import keyring
 from truing.infra.settings import Settings
 from truing.tasks.errors import TruingError, Unavailable
 from truing.tasks.events import checks as row_checks
@@ -61,7 +61,7 @@ class Keeper:
         self.failed: BaseException | None = None
         self._said = ""
         self._lock = _claim(settings)
-        ring = Keyring(settings.keys)
+        ring = keyring(settings)
         self.problems: dict[str, Problem] = {name: problem for name, (problem, _) in catalog(settings.problems).items()}
         self.proofs = Proofs.of(
             list(self.problems.values()),
@@ -318,10 +318,10 @@ def drain(keeper: Keeper) -> dict[str, int]:
 
 def _claim(settings: Settings) -> int:
     """One keeper per data folder: a lock that the kernel drops with the process. Raises Busy, Unavailable."""
-    folder = settings.data / "run"
+    folder = settings.place("ingest")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / "ingest.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:
         raise Unavailable(f"expected a writable folder {folder}, got: {error.strerror}; check its permissions") from None
     try:

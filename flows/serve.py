@@ -19,6 +19,7 @@ from truing.infra import settings as settings_module
 from truing.infra.catalog import catalog
 from truing.infra.heartbeat import beat
 from truing.infra.settings import Settings
+from truing.infra.workflow import log_in
 from truing.tasks.errors import TruingError
 from truing.tasks.problem import Problem, seconds
 
@@ -112,6 +113,7 @@ def main() -> int:
     settings = settings_module.current()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
+        log_in(settings)
         # made before the loop runs: inside one, `to_deployment` gives a coroutine
         wanted = deployments({name: problem for name, (problem, _) in catalog(settings.problems).items()})
         asyncio.run(serve(settings, wanted))

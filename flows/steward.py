@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from truing.flows import loop
 from truing.infra import settings as settings_module
 from truing.infra.heartbeat import beat
-from truing.infra.keys import Keyring
+from truing.infra.keys import keyring
+from truing.infra.workflow import log_in
 from truing.tasks import seal
 from truing.tasks.errors import DataError, Refused, TruingError, Unavailable
 from truing.tasks.policy import Policy
@@ -129,7 +130,7 @@ def attempt(desk: Desk, act: str, problem: Problem, version: str, do: Callable[[
 def judged(desk: Desk, problem: Problem, policy: Policy, version: Version) -> str:
     verdict = loop.decide(
         desk.vault, desk.lake, desk.registry, problem, policy, version,
-        offices=desk.offices, ledger=desk.settings.vault / "ledger" / f"{problem.name}.jsonl", now=time.time(),
+        offices=desk.offices, ledger=desk.settings.desk / "looks" / f"{problem.name}.jsonl", now=time.time(),
         timer=time.perf_counter,
     )  # fmt: skip
     desk.announce(
@@ -203,7 +204,7 @@ def open_desk(settings: Settings) -> Desk:
     from truing.tasks.events.lake import Lake, Vault
     from truing.tasks.release.registry import Registry
 
-    ring = Keyring(settings.keys)
+    ring = keyring(settings)
     return Desk(
         settings=settings,
         problems=catalog(settings.problems),
@@ -229,6 +230,7 @@ def main() -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    log_in(settings)
     desk = open_desk(settings)
     warm()
     said: set[str] = set()

@@ -68,13 +68,13 @@ class Client:
     def of(cls, settings: Settings, problem: str, *, source: str | None = None, timeout_s: float = 10.0) -> Client:
         """The client of a stack on this machine; with `source`, its key is read from the stack's keyring."""
         from truing.infra.broker import connection
-        from truing.infra.keys import Keyring
+        from truing.infra.keys import keyring
 
         return cls(
             problem,
             gateway=settings.gateway_url,
             source=source,
-            source_key=Keyring(settings.keys).source(problem, source) if source else None,
+            source_key=keyring(settings).source(problem, source) if source else None,
             kafka=connection(settings),
             topic=settings.kafka.topic,
             timeout_s=timeout_s,

@@ -1,4 +1,4 @@
-"""Signs of life of parts that open no port: one small JSON file each below `<data>/run`, replaced in one move."""
+"""Signs of life of parts that open no port: one small JSON file each below `<data>/run/<part>`, replaced in one move."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from truing.infra.settings import Settings
 
 def beat(settings: Settings, part: str, *, now: float, **facts: Any) -> None:
     """Say that `part` is alive at `now` (Unix seconds), with facts that JSON can carry. Call it every few seconds at most."""
-    path = settings.data / "run" / f"{part}.json"
+    path = settings.place(part) / "beat.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{part}.{os.getpid()}")
+    draft = path.with_name(f".beat.{os.getpid()}")
     draft.write_text(json.dumps({"pid": os.getpid(), "at": now, **facts}))
     draft.replace(path)
 
@@ -21,7 +21,7 @@ def beat(settings: Settings, part: str, *, now: float, **facts: Any) -> None:
 def last_beat(settings: Settings, part: str) -> dict[str, Any] | None:
     """The last sign of life, or None when there never was one or it does not read."""
     try:
-        found = json.loads((settings.data / "run" / f"{part}.json").read_text())
+        found = json.loads((settings.place(part) / "beat.json").read_text())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

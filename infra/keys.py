@@ -1,74 +1,264 @@
-"""Keys and passwords: one 0600 file each below `<data>/keys`, made on first use by `truing up`.
+"""Keys and passwords: one folder an office below `<data>/keys`, one 0600 file each, made on first use by `truing up`.
 
-Who may read which file is in the README's table; on a laptop all processes run as one user, and the banner says so.
+An office is a job that runs under its own account where accounts differ (compose, Kubernetes, a server): it can open its own
+folder and nothing else. On a laptop one user owns them all, and the banner says so. What two offices need lies twice.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from truing.tasks.errors import Unavailable
-from truing.tasks.seal import Keys, new_key, public_key
+from truing.tasks.records import Record
+from truing.tasks.seal import Keys, digest_bytes, new_key, public_key
 
-PRIVATE = ("gate", "registry", "release")  # Ed25519: verdicts, approvals, releases
-USERS = ("admin", "trainer", "steward", "approver", "gateway")  # logins of the registry; gateway only reads
+if TYPE_CHECKING:
+    from truing.infra.settings import Settings
+
+OFFICES = ("broker", "registry", "prefect", "trainer", "ingest", "steward", "gateway")
+PRIVATE = {"registry": "registry", "gate": "steward", "release": "steward"}  # Ed25519 key → office that signs with it
+SERVICES = ("trainer", "steward", "gateway", "admin")  # logins of the registry beside the approvers; gateway only reads
+APPROVERS = ("approver", "approver2")
+GRACE_S = 300.0  # how long a password that was replaced still opens the registry: its holder reads the new one meanwhile
+
+# name → folders that hold it, the first is its home
+_SHARED = {
+    "wire": ("ingest", "gateway"),
+    "actor-salt": ("ingest",),
+    "split-salt": ("ingest",),
+    "flask-secret": ("registry",),
+    "prefect-auth": ("prefect", "trainer", "ingest", "steward"),
+}
+
+
+class Verifier(Record, frozen=True):
+    """How the registry knows a login: sha256 over salt and password. The passwords are 144 random bits, so no slow hash helps.
+
+    `before` is the verifier it replaced, good until `until` (Unix seconds).
+    """
+
+    salt: str
+    hash: str
+    before: str = ""
+    until: float = 0.0
+
+    def knows(self, password: str, now: float) -> bool:
+        from hmac import compare_digest
+
+        given = digest_bytes(self.salt.encode() + password.encode("utf-8", "replace"))
+        return compare_digest(given, self.hash) or (now < self.until and compare_digest(given, self.before))
 
 
 class Keyring:
-    """Files below one folder. Reading a missing one raises Unavailable with the remedy; `create` makes all that are missing."""
+    """Key files below one folder. With `office`, that office's own folder is read first: what a separated process uses.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Reading a missing file raises Unavailable with the remedy; `create` makes all that are missing.
+    """
 
-    def create(self, sources: list[str]) -> None:
-        """Make every missing key. `sources` are `problem.source` names. Idempotent; never overwrites."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for name in ("wire", "actor-salt", "split-salt", "flask-secret"):
-            self._make(name, secrets.token_bytes(32))
-        for name in PRIVATE:
-            self._make(name, new_key())
-            self._make(f"{name}.pub", public_key(self.read(name)))
-        for user in USERS:
-            self._make(f"password-{user}", secrets.token_urlsafe(18).encode())
-        self._make("prefect-auth", f"truing:{secrets.token_urlsafe(18)}".encode())
+    def __init__(self, folder: Path, office: str | None = None) -> None:
+        self.folder, self.office = folder, office
+
+    # --- making
+    def create(
+        self, sources: Iterable[str], *, approvers: Iterable[str] = APPROVERS, owners: Mapping[str, int] | None = None
+    ) -> None:
+        """Make every missing key. `sources` are `problem.source` names, `owners` the uid of each office's folder.
+
+        Idempotent; never overwrites.
+        """
+        people = (*SERVICES, *approvers)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o711)
+        for office in (*OFFICES, "public", "sources", *people):
+            (self.folder / office).mkdir(exist_ok=True, mode=0o755 if office == "public" else 0o700)
+        for name, folders in _SHARED.items():
+            fresh = f"truing:{secrets.token_urlsafe(18)}".encode() if name == "prefect-auth" else secrets.token_bytes(32)
+            self._spread(name, folders, fresh)
+        for name, office in PRIVATE.items():
+            self._spread(name, (office,), new_key())
+            self._make(self.folder / "public" / f"{name}.pub", public_key((self.folder / office / name).read_bytes()), 0o644)
         for source in sources:
-            self._make(f"source-{source}", secrets.token_bytes(32))
+            self._spread(f"source-{source}", ("sources", "ingest"), secrets.token_bytes(32))
+        for login in people:
+            self._spread("password", (login,), secrets.token_urlsafe(18).encode())
+        self._verifiers(people)
+        for office, uid in (owners or {}).items():
+            self._give(self.folder / office, uid)
 
-    def _make(self, name: str, data: bytes) -> None:
-        path = self.folder / name
+    def rotate(self, name: str, *, now: float) -> None:
+        """A new key or password in the place of the old one, while everything runs.
+
+        `name` is a login, or gate, release, registry. A replaced password opens the registry for GRACE_S more seconds; a
+        replaced public key stays trusted, because what it signed is still needed. Raises Unavailable for an unknown name.
+        """
+        if name in PRIVATE:
+            private = new_key()
+            public = self.folder / "public" / f"{name}.pub"
+            _replace(public, public_key(private) + public.read_bytes())  # first: nobody may meet a signature without its key
+            _replace(self.folder / PRIVATE[name] / name, private)
+            return
+        path = self.folder / name / "password"
+        if not path.exists():
+            known = ", ".join((*PRIVATE, *sorted(found.parent.name for found in self.folder.glob("*/password"))))
+            raise Unavailable(f"expected a key or login of {known}, got {name!r}; name one")
+        password = secrets.token_urlsafe(18)
+        logins = self.logins()
+        old = logins.get(name)
+        salt = old.salt if old else secrets.token_hex(8)
+        fresh = Verifier(
+            salt=salt, hash=_mark(salt, password), before=old.hash if old else "", until=now + GRACE_S if old else 0.0
+        )
+        _replace(self.folder / "registry" / "logins", msgspec.json.encode({**logins, name: fresh}))
+        _replace(path, password.encode())
+
+    def _verifiers(self, people: Iterable[str]) -> None:
+        """The registry's list of logins; a password that was changed by hand is followed."""
+        path = self.folder / "registry" / "logins"
+        before = self.logins() if path.exists() else {}
+        logins = {}
+        for login in people:
+            password = (self.folder / login / "password").read_text()
+            known = before.get(login)
+            if known is None or not known.knows(password, 0.0):
+                salt = secrets.token_hex(8)
+                known = Verifier(salt=salt, hash=_mark(salt, password))
+            logins[login] = known
+        if logins != before:
+            _replace(path, msgspec.json.encode(logins))
+
+    def _spread(self, name: str, folders: Iterable[str], fresh: bytes) -> None:
+        home, *copies = folders
+        self._make(self.folder / home / name, fresh)
+        for copy in copies:
+            self._make(self.folder / copy / name, (self.folder / home / name).read_bytes())
+
+    def _make(self, path: Path, data: bytes, mode: int = 0o600) -> None:
         if path.exists():
             return
-        draft = path.with_name(f".{name}.{os.getpid()}")
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            os.write(handle, data)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        draft = _draft(path, data, mode)
         try:
             os.link(draft, path)  # fails if another process was first: its key stays
         except FileExistsError:
-            pass
+            return
         finally:
             draft.unlink()
 
+    def _give(self, folder: Path, uid: int) -> None:
+        for path in (folder, *folder.iterdir()):
+            if path.stat().st_uid != uid:
+                os.chown(path, uid, -1)
+
+    # --- reading
+    def path(self, name: str) -> Path:
+        """Where a name lies: in this office's folder if it holds a copy, else in its home."""
+        if self.office is not None:
+            mine = self.folder / self.office / name
+            if mine.exists():
+                return mine
+        if name.endswith(".pub"):
+            home = "public"
+        elif name.startswith("source-"):
+            home = "sources"
+        else:
+            home = PRIVATE.get(name) or _SHARED.get(name, (self.office or "registry",))[0]
+        return self.folder / home / name
+
     def read(self, name: str) -> bytes:
-        path = self.folder / name
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            raise Unavailable(f"expected the key {path}, found none; run `truing up` or `truing init` first") from None
-        except PermissionError:
-            raise Unavailable(f"the key {path} is not readable for this user; run as the user that holds it") from None
+        return _read(self.path(name))
 
     def source(self, problem: str, source: str) -> bytes:
         return self.read(f"source-{problem}.{source}")
 
-    def password(self, user: str) -> str:
-        return self.read(f"password-{user}").decode()
+    def password(self, login: str) -> str:
+        return _read(self.folder / login / "password").decode()
+
+    def logins(self) -> dict[str, Verifier]:
+        """What the registry knows of its logins."""
+        return msgspec.json.decode(_read(self.folder / "registry" / "logins"), type=dict[str, Verifier])
 
     def public(self) -> Keys:
-        """The public keys of the three offices."""
-        return Keys(gate=(self.read("gate.pub"),), registry=(self.read("registry.pub"),), release=(self.read("release.pub"),))
+        """The public keys of the three signers; several of one while it rotates, the newest first."""
+
+        def several(name: str) -> tuple[bytes, ...]:
+            data = self.read(f"{name}.pub")
+            return tuple(data[at : at + 32] for at in range(0, len(data), 32))
+
+        return Keys(gate=several("gate"), registry=several("registry"), release=several("release"))
+
+
+def keyring(settings: Settings) -> Keyring:
+    """The keys below `settings.keys`, read as the office of this process."""
+    return Keyring(settings.keys, settings.office or None)
+
+
+class Following:
+    """A value read from files that may be replaced while this process runs; looked at again when a file is another one."""
+
+    def __init__(self, read: Callable[[], Any], *paths: Path) -> None:
+        self._read, self._paths = read, paths
+        self._seen: tuple[Any, ...] = ()
+        self._value: Any = None
+
+    def __call__(self) -> Any:
+        seen = tuple(_identity(path) for path in self._paths)
+        if seen != self._seen:
+            self._value, self._seen = self._read(), seen
+        return self._value
+
+
+def following_public(ring: Keyring) -> Callable[[], Keys]:
+    """`Keyring.public`, followed through rotations."""
+    return Following(ring.public, *(ring.path(f"{name}.pub") for name in PRIVATE))
+
+
+def following_password(ring: Keyring, login: str) -> Callable[[], str]:
+    """A login's password, followed through rotations."""
+    return Following(lambda: ring.password(login), ring.folder / login / "password")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns
+
+
+def _mark(salt: str, password: str) -> str:
+    return digest_bytes(salt.encode() + password.encode())
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise Unavailable(f"expected the key {path}, found none; run `truing up` or `truing init` first") from None
+    except PermissionError:
+        raise Unavailable(f"the key {path} is not readable for this user; run as the user that holds it") from None
+
+
+def _draft(path: Path, data: bytes, mode: int) -> Path:
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        os.fchmod(handle, mode)
+        os.write(handle, data)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    return draft
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """One move, and the new file belongs to whom the old one (or its folder) belonged."""
+    facts = (path if path.exists() else path.parent).stat()
+    draft = _draft(path, data, 0o644 if path.suffix == ".pub" else 0o600)
+    if os.geteuid() == 0:
+        os.chown(draft, facts.st_uid, facts.st_gid)
+    draft.replace(path)

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from truing.infra.keys import Keyring
+from truing.infra.accounts import account, office
 from truing.infra.processes import MARKER, marker
 from truing.infra.settings import Settings, child_environment
 from truing.tasks.records import Record
@@ -55,7 +55,7 @@ def programs(settings: Settings) -> tuple[Program, ...]:
         ),
         Program(
             name="prefect",
-            command=(*uvicorn, "--port", str(ports.prefect), "prefect.server.api.server:create_app"),
+            command=(*uvicorn, "--port", str(ports.prefect), "truing.infra.workflow:create_app"),
             port=ports.prefect,
             setting="TRUING_PORTS__PREFECT",
             url=f"{settings.prefect_url}/health",
@@ -78,9 +78,8 @@ def programs(settings: Settings) -> tuple[Program, ...]:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """What every part runs with: settings, the stack's marker, and where Prefect is. Needs the keys to exist."""
+    """What every part runs with: settings, the stack's marker, and where Prefect is. No secret of ours: each reads its own."""
     home = settings.data / "prefect"
-    auth = Keyring(settings.keys).read("prefect-auth").decode()
     return child_environment(
         settings,
         **{
@@ -88,8 +87,6 @@ def environment(settings: Settings) -> dict[str, str]:
             "PREFECT_HOME": str(home),
             "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
             "PREFECT_API_URL": settings.prefect_url,
-            "PREFECT_API_AUTH_STRING": auth,
-            "PREFECT_SERVER_API_AUTH_STRING": auth,
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
             "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "ui"),
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
@@ -104,6 +101,21 @@ def environment(settings: Settings) -> dict[str, str]:
             "PREFECT__SERVER_FINAL": "1",
         },
     )
+
+
+def own(settings: Settings, part: str) -> dict[str, str]:
+    """What only this part runs with: its office, and a home of its own for what Prefect keeps beside a process."""
+    found = {"TRUING_OFFICE": office(part)}
+    if part != "prefect":
+        home = settings.place(part) / "prefect"
+        found |= {
+            "PREFECT_HOME": str(home),
+            "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
+            "PREFECT_LOCAL_STORAGE_PATH": str(home / "results"),
+        }
+    if settings.accounts.separate:  # supervisord hands down root's
+        found |= {"HOME": str(settings.place(part)), "USER": str(account(settings, part))}
+    return found
 
 
 def socket_path(settings: Settings) -> Path:
@@ -152,6 +164,8 @@ def configuration(settings: Settings, parts: tuple[Program, ...]) -> str:
             "killasgroup=true",
             "stopwaitsecs=15",
             "redirect_stderr=true",
+            "environment=" + ",".join(f'{key}="{_literal(value)}"' for key, value in own(settings, part.name).items()),
+            *([f"user={account(settings, part.name)}", "umask=007"] if settings.accounts.separate else []),
             f"stdout_logfile={_literal(logs / (part.name + '.log'))}",
             "stdout_logfile_maxbytes=10MB",
             "stdout_logfile_backups=2",

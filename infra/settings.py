@@ -6,16 +6,20 @@ Only this file reads the environment. Gate thresholds are policy, not settings.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from truing.tasks.errors import SettingsError
+
+_OFFICES = ("admin", "trainer", "steward", "gateway", "registry", "ingest", "prefect", "broker", "public", "sources")
 
 
 class _Part(BaseModel):
@@ -39,6 +43,44 @@ class Ports(_Part):
     gateway: int = Field(8480, ge=1, le=65535, description="where predictions are asked")
     registry: int = Field(8481, ge=1, le=65535, description="MLflow with the guard")
     prefect: int = Field(8482, ge=1, le=65535, description="Prefect API and UI")
+
+
+class Hosts(_Part):
+    """Where clients find a server that is not at `host`: in containers each has a name, and `host` is what it binds."""
+
+    gateway: str | None = Field(None, description="host name of the gateway")
+    registry: str | None = Field(None, description="host name of MLflow")
+    prefect: str | None = Field(None, description="host name of Prefect; its page in a browser asks there too")
+
+
+class Accounts(_Part):
+    """Unix accounts that `truing up`, run as root, starts the parts under. All or none: half a lock is none."""
+
+    registry: str | None = Field(None, description="MLflow and its guard")
+    prefect: str | None = Field(None, description="Prefect's server")
+    trainer: str | None = Field(None, description="the runner of curate, improve and monitor")
+    ingest: str | None = Field(None, description="the keeper: wire, vault, lake")
+    steward: str | None = Field(None, description="verdicts and releases")
+    gateway: str | None = Field(None, description="answers")
+    broker: str | None = Field(None, description="the broker that we start")
+
+    @property
+    def separate(self) -> bool:
+        return self.registry is not None
+
+
+class Tls(_Part):
+    """Certificates for every server of ours (registry, Prefect, gateway). With `certificate` set, all speak https only."""
+
+    certificate: Path | None = Field(None, description="PEM chain that our servers show")
+    key: Path | None = Field(None, description="its PEM key")
+    ca: Path | None = Field(None, description="PEM of the authority that our clients trust, if it is not a public one")
+
+
+class Notify(_Part):
+    """Where a pending approval, a release or a finding is told, beside the control topic and Prefect's events."""
+
+    urls: tuple[SecretStr, ...] = Field((), description='Apprise URLs as JSON: ["slack://…", "mailto://…", "json://host/hook"]')
 
 
 class Ingest(_Part):
@@ -74,13 +116,44 @@ class Settings(BaseSettings):
     data: Path = Field(Path(".truing"), description="folder of keys, vault, lake, registry and logs")
     problems: Path = Field(Path("problems"), description="folder of problem folders")
     host: str = Field("127.0.0.1", description="address that servers bind and clients use")
+    office: str = Field("", description="whose keys this process reads; the stack sets it for each part")
     environment: str = Field("laptop", description="name put into release statements")
+    approvers: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("approver", "approver2"),
+        description="logins of the people who decide, comma-separated; each has its own password",
+    )
+    accounts: Accounts = Accounts()
+    tls: Tls = Tls()
+    notify: Notify = Notify()
     kafka: Kafka = Kafka()
     ports: Ports = Ports()
+    hosts: Hosts = Hosts()
     ingest: Ingest = Ingest()
     learning: Learning = Learning()
     steward: Steward = Steward()
     gateway: Gateway = Gateway()
+
+    @field_validator("approvers", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(filter(None, (one.strip() for one in value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("approvers")
+    @classmethod
+    def _people(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [one for one in value if not re.fullmatch(r"[a-z][a-z0-9._-]{1,62}", one) or one in _OFFICES]
+        if wrong or not value or len(set(value)) != len(value):
+            raise ValueError(f"expected different logins of a-z, 0-9, . _ and -, none of {', '.join(_OFFICES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Settings:
+        given = [getattr(self.accounts, name) for name in type(self.accounts).model_fields]
+        if any(given) and not all(given):
+            raise ValueError("accounts: expected an account for every office or for none; name the missing ones")
+        if (self.tls.certificate is None) != (self.tls.key is None):
+            raise ValueError("tls: expected certificate and key together; name the other one")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -98,6 +171,9 @@ class Settings(BaseSettings):
     def keys(self) -> Path:
         return self.data / "keys"
 
+    def password_file(self, login: str) -> Path:
+        return self.keys / login / "password"
+
     @property
     def vault(self) -> Path:
         return self.data / "vault"
@@ -107,20 +183,43 @@ class Settings(BaseSettings):
         return self.data / "lake"
 
     @property
+    def store(self) -> Path:
+        """MLflow's databases and artifacts. Nobody believes what lies here."""
+        return self.data / "registry"
+
+    @property
+    def guard(self) -> Path:
+        """The registry's audit and what configures it."""
+        return self.data / "guard"
+
+    @property
+    def desk(self) -> Path:
+        """What the steward alone writes: its book, its looks, its findings."""
+        return self.data / "steward"
+
+    def place(self, part: str) -> Path:
+        """Heartbeat and lock of one part; its account alone writes there."""
+        return self.data / "run" / part
+
+    @property
     def logs(self) -> Path:
         return self.data / "logs"
 
     @property
+    def scheme(self) -> str:
+        return "https" if self.tls.certificate else "http"
+
+    @property
     def registry_url(self) -> str:
-        return f"http://{self.host}:{self.ports.registry}"
+        return f"{self.scheme}://{self.hosts.registry or self.host}:{self.ports.registry}"
 
     @property
     def prefect_url(self) -> str:
-        return f"http://{self.host}:{self.ports.prefect}/api"
+        return f"{self.scheme}://{self.hosts.prefect or self.host}:{self.ports.prefect}/api"
 
     @property
     def gateway_url(self) -> str:
-        return f"http://{self.host}:{self.ports.gateway}"
+        return f"{self.scheme}://{self.hosts.gateway or self.host}:{self.ports.gateway}"
 
 
 def load(**overrides: Any) -> Settings:
@@ -136,9 +235,10 @@ def load(**overrides: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(
-            f"setting {key}: {first['msg'].lower()}, got {first.get('input')!r}; see `truing up --help` or truing.toml"
-        ) from None
+        secret = not key or key.startswith(("notify", "kafka.sasl"))
+        got = "" if secret else f", got {first.get('input')!r}"
+        where = f"setting {key}: " if key else ""
+        raise SettingsError(f"{where}{first['msg'].lower()}{got}; see `truing up --help` or truing.toml") from None
     return settings.model_copy(update={"data": settings.data.resolve(), "problems": settings.problems.resolve()})
 
 
@@ -188,6 +288,10 @@ def _flatten(prefix: str, part: BaseModel) -> Iterator[tuple[str, str]]:
             yield from _flatten(key, value)
         elif isinstance(value, SecretStr):
             yield key, value.get_secret_value()
+        elif key == "TRUING_NOTIFY__URLS":
+            yield key, json.dumps([one.get_secret_value() for one in value])
+        elif isinstance(value, tuple):
+            yield key, ",".join(value)
         elif value is not None:
             yield key, str(value)
 

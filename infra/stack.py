@@ -20,14 +20,14 @@ from typing import Any, cast
 
 import psutil
 
+from truing.infra.accounts import prepare
 from truing.infra.calls import call
 from truing.infra.catalog import catalog
 from truing.infra.heartbeat import last_beat
-from truing.infra.keys import Keyring
 from truing.infra.preflight import alone, check, reachable
 from truing.infra.processes import reap
 from truing.infra.programs import Program, configuration, environment, programs, socket_path
-from truing.infra.running import check_same, remember
+from truing.infra.running import FILE, check_same, remember
 from truing.infra.settings import Settings
 from truing.tasks.errors import TruingError, Unavailable
 
@@ -72,9 +72,7 @@ class Stack:
                     if reaped:
                         progress("stack", f"ended {reaped} orphans of a killed supervisor")
                     check(self.settings, self.parts)
-                    Keyring(self.settings.keys).create(
-                        [f"{name}.{src}" for name, (p, _) in problems.items() for src in p.sources]
-                    )
+                    prepare(self.settings, self.names, {name: problem for name, (problem, _) in problems.items()})
                     started = True
                     self._start()
                 else:
@@ -130,9 +128,8 @@ class Stack:
         return xmlrpc.client.ServerProxy("http://stack", transport=transport).supervisor
 
     def _start(self) -> None:
-        self.settings.logs.mkdir(parents=True, exist_ok=True)
-        (self.settings.data / "prefect").mkdir(parents=True, exist_ok=True)
-        for stale in (socket_path(self.settings), self.run / "supervisor.pid", *self.run.glob("*.json")):
+        stale_beats = (self.settings.place(name) / "beat.json" for name in self.names)
+        for stale in (socket_path(self.settings), self.run / "supervisor.pid", self.run / FILE, *stale_beats):
             stale.unlink(missing_ok=True)
         path = self.run / "supervisor.conf"
         path.write_text(configuration(self.settings, self.parts))
@@ -210,8 +207,10 @@ class Stack:
                 rpc.shutdown()
             _gone(pid, 10.0)
         orphans = reap(self.settings.data)
-        for name in ("supervisor.pid", "supervisor.conf", *(p.name for p in self.run.glob("*.json"))):
+        for name in ("supervisor.pid", "supervisor.conf", FILE):
             (self.run / name).unlink(missing_ok=True)
+        for part in programs(self.settings):
+            shutil.rmtree(self.settings.place(part.name), ignore_errors=True)
         socket_path(self.settings).unlink(missing_ok=True)
         progress("stack", f"{len(states)} parts stopped" + (f", {orphans} orphans ended" if orphans else ""))
         return bool(states or orphans)

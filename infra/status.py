@@ -10,7 +10,7 @@ from typing import Any
 from truing.infra.calls import call
 from truing.infra.catalog import catalog
 from truing.infra.heartbeat import last_beat
-from truing.infra.keys import Keyring
+from truing.infra.keys import keyring
 from truing.infra.processes import living, memory
 from truing.infra.settings import Settings
 from truing.infra.stack import Stack
@@ -86,7 +86,7 @@ def _registry(settings: Settings, name: str) -> dict[str, Any]:
     from truing.tasks.errors import DataError
     from truing.tasks.release.registry import Registry
 
-    registry = Registry(settings.registry_url, "trainer", Keyring(settings.keys).password("trainer"), timeout_s=5.0)
+    registry = Registry(settings.registry_url, "trainer", keyring(settings).password("trainer"), timeout_s=5.0)
     try:
         model = registry.model(name)
         versions = registry.versions(name)
@@ -141,7 +141,7 @@ def _lag(settings: Settings) -> dict[str, Any]:
 
 def prefect_call(settings: Settings, method: str, path: str, body: Any = None) -> Any:
     """One call of Prefect's API with the stack's login."""
-    user, _, password = Keyring(settings.keys).read("prefect-auth").decode().partition(":")
+    user, _, password = keyring(settings).read("prefect-auth").decode().partition(":")
     return call(method, f"{settings.prefect_url}{path}", body, login=(user, password), timeout=5.0)
 
 

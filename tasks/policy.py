@@ -65,6 +65,7 @@ class Approvals(Record, frozen=True):
 
     inconclusive_expires: str = "30d"
     release_expires: str | None = None
+    block_persons: int = 0  # how many different approvers may together release a blocked version; 0 = never, else at least 2
 
 
 class Policy(Record, frozen=True):
@@ -114,4 +115,8 @@ def load_policy(folder: Path, problem: Problem) -> Policy:
     if policy.evidence.max_looks < 1 or policy.evidence.min_rows < 1:
         raise ProblemError(f"{path}: evidence: expected max_looks and min_rows of at least 1, got {policy.evidence}")
     seconds(policy.approvals.inconclusive_expires)
+    if policy.approvals.block_persons not in (0, *range(2, 10)):
+        raise ProblemError(
+            f"{path}: approvals.block_persons: expected 0 (never) or 2 to 9, got {policy.approvals.block_persons}; one is too few"
+        )
     return policy

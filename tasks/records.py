@@ -291,6 +291,40 @@ class Release(Record, frozen=True):
     at: float
     expires: float | None
     reason: str = ""
+    asked: str | None = None  # digest of the audit record of the act that asked for it: its name, whatever clocks say
+
+
+class Standing(Record, frozen=True):
+    """A person's approval in advance: small steps of one problem may go out without a fresh click until it ends.
+
+    Small: the verdict passed, only the heads changed (same base as the champion), and the answer differs from the anchor's on at
+    most `max_drift` (a share, 0..1) of the holdout rows. At most `per_day` releases in any 24 hours.
+    """
+
+    problem: str
+    decision: str  # approved | revoked
+    by: tuple[str, ...]
+    at: float
+    expires: float
+    max_drift: float
+    per_day: int
+    reason: str
+
+
+class Head(Record, frozen=True):
+    """The steward's word for what is newest: the release that may serve, and how far the audit goes.
+
+    Signed anew every few minutes and valid until `expires`, so a gateway that starts with nothing can tell an old registry
+    from the present one (the freshness role of TUF's timestamp).
+    """
+
+    problem: str
+    sequence: int
+    release: str  # digest of the release statement
+    audit: int
+    audit_digest: str
+    at: float
+    expires: float
 
 
 class Signature(Record, frozen=True):

@@ -24,6 +24,8 @@ from truing.tasks.records import Approval, Cause, Envelope, Outcome, Record, Ref
 VERDICT_TYPE = "application/vnd.truing.verdict.v1+json"
 APPROVAL_TYPE = "application/vnd.truing.approval.v1+json"
 RELEASE_TYPE = "application/vnd.truing.release.v1+json"
+STANDING_TYPE = "application/vnd.truing.standing.v1+json"
+HEAD_TYPE = "application/vnd.truing.head.v1+json"
 
 T = TypeVar("T", bound=Record)
 
@@ -190,6 +192,8 @@ class Facts(Record, frozen=True):
     reason: str = ""
     roles: frozenset[str] = frozenset()  # roles of the actor
     frozen: bool = False  # `truing freeze`: nothing is promoted
+    override: int = 0  # persons who may together approve a blocked version, by the accepted policy; 0 = never
+    standing: Envelope | str | None = None  # an approval in advance, when this version has none of its own
     champion: str | None = None  # payload digest that serves now; None = nothing does, or this version itself
 
 

@@ -63,11 +63,11 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
 def opened(args: argparse.Namespace, settings: Settings) -> tuple[str, Registry]:
     """The problem's name and the registry under this person's login."""
     from truing.infra.catalog import chosen
-    from truing.infra.keys import Keyring
+    from truing.infra.keys import keyring
     from truing.tasks.release.registry import Registry
 
     problem, _ = chosen(settings.problems, args.problem)
-    registry = Registry(settings.registry_url, args.user, Keyring(settings.keys).password(args.user))
+    registry = Registry(settings.registry_url, args.user, keyring(settings).password(args.user))
     return problem.name, registry
 
 
@@ -150,18 +150,18 @@ def do_freeze(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _sequence(settings: Settings, registry: Registry, problem: str) -> int:
-    from truing.infra.keys import Keyring
+    from truing.infra.keys import keyring
 
-    return max((one.sequence for one in registry.releases(problem, Keyring(settings.keys).public())), default=0)
+    return max((one.sequence for one in registry.releases(problem, keyring(settings).public())), default=0)
 
 
 def _previous(settings: Settings, registry: Registry, problem: str) -> str:
     """The version released before the one now served."""
-    from truing.infra.keys import Keyring
+    from truing.infra.keys import keyring
     from truing.tasks.errors import DataError
 
     champion = registry.champion(problem)
-    released = registry.releases(problem, Keyring(settings.keys).public())
+    released = registry.releases(problem, keyring(settings).public())
     for one in sorted(released, key=lambda one: -one.sequence):
         if one.version != champion:
             return one.version

@@ -50,7 +50,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
 def do_send(args: argparse.Namespace, settings: Settings) -> int:
     from truing.infra.broker import connection, ensure_topics
     from truing.infra.catalog import chosen
-    from truing.infra.keys import Keyring
+    from truing.infra.keys import keyring
     from truing.tasks.events.stream import Publisher
 
     problem, _ = chosen(settings.problems, args.problem)
@@ -58,7 +58,7 @@ def do_send(args: argparse.Namespace, settings: Settings) -> int:
         raise DataError(f"--source: expected one of {', '.join(problem.sources) or 'none'}, got {args.source!r}; name one")
     lines = read(args.file)
     check_columns(lines, problem, args.source, args.file)
-    key = Keyring(settings.keys).source(problem.name, args.source)
+    key = keyring(settings).source(problem.name, args.source)
     sender = Sender(problem=problem, source=args.source, key=key, now=time.time())
     messages = [message for line in events(lines, sender, args.file) for message in line]
     found: dict[str, Any] = {"file": str(args.file), "rows": len(lines), "events": len(messages), "source": args.source}

@@ -28,14 +28,14 @@ def do_verify(args: argparse.Namespace, settings: Settings) -> int:
     Exit 3 with the first reason when the version may not be served.
     """
     from truing.infra.catalog import chosen
-    from truing.infra.keys import Keyring
+    from truing.infra.keys import keyring
     from truing.tasks import seal
     from truing.tasks.errors import DataError, Refused
     from truing.tasks.records import Approval, Refusal, Release, Verdict
     from truing.tasks.release.registry import Registry
 
     problem, _ = chosen(settings.problems, args.problem)
-    ring = Keyring(settings.keys)
+    ring = keyring(settings)
     keys = ring.public()
     registry = Registry(settings.registry_url, "trainer", ring.password("trainer"))
     version = args.version or registry.champion(problem.name)
@@ -79,11 +79,11 @@ def do_verify(args: argparse.Namespace, settings: Settings) -> int:
 
 def do_lineage(args: argparse.Namespace, settings: Settings) -> int:
     from truing.infra.catalog import chosen
-    from truing.infra.keys import Keyring
+    from truing.infra.keys import keyring
     from truing.tasks.release.registry import Registry
 
     problem, _ = chosen(settings.problems, args.problem)
-    ring = Keyring(settings.keys)
+    ring = keyring(settings)
     registry = Registry(settings.registry_url, "trainer", ring.password("trainer"))
     versions = registry.versions(problem.name)
     by_payload = {one.payload: one.version for one in versions}

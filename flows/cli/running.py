@@ -25,6 +25,7 @@ def add(verbs: Verbs, common: argparse.ArgumentParser) -> None:
 
 
 def do_up(args: argparse.Namespace, settings: Settings) -> int:
+    from truing.infra.keys import keyring
     from truing.infra.stack import Stack
     from truing.infra.status import LOCKS, status
 
@@ -34,9 +35,10 @@ def do_up(args: argparse.Namespace, settings: Settings) -> int:
     found = status(settings, light=True)
     seconds = time.monotonic() - begun
     said = f"up in {seconds:.0f} s" if started else "up already"
+    person = settings.approvers[0]
     where = [
-        f"  models, approvals  {settings.registry_url}  login approver, password in {settings.keys / 'password-approver'}",
-        f"  runs               {settings.prefect_url.removesuffix('/api')}  login in {settings.keys / 'prefect-auth'}",
+        f"  models, approvals  {settings.registry_url}  login {person}, password in {settings.password_file(person)}",
+        f"  runs               {settings.prefect_url.removesuffix('/api')}  login in {keyring(settings).path('prefect-auth')}",
         f"  answers            {settings.gateway_url}",
         f"  events             Kafka at {settings.kafka.bootstrap}",
     ]

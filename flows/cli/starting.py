@@ -28,7 +28,7 @@ channel = {{ type = "category", optional = true }}
 [groups.sex]
 values = ["Female", "Male"]
 
-# Who may send what, each with a key of its own (<data>/keys/source-{name}.<source>).
+# Who may send what, each with a key of its own (<data>/keys/sources/source-{name}.<source>).
 [sources.history]
 types = ["prediction", "outcome"]
 split = "trusted"
@@ -87,8 +87,8 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 def do_init(args: argparse.Namespace, settings: Settings) -> int:
     """Never overwrites."""
+    from truing.infra.accounts import create_keys
     from truing.infra.catalog import catalog
-    from truing.infra.keys import Keyring
     from truing.tasks.errors import ProblemError, Unavailable
 
     made: list[str] = []
@@ -107,7 +107,7 @@ def do_init(args: argparse.Namespace, settings: Settings) -> int:
             raise Unavailable(f"expected to write {folder}, got: {error.strerror}; check its permissions") from None
     problems = catalog(settings.problems)
     try:
-        Keyring(settings.keys).create([f"{name}.{src}" for name, (problem, _) in problems.items() for src in problem.sources])
+        create_keys(settings, {name: problem for name, (problem, _) in problems.items()})
     except OSError as error:
         raise Unavailable(f"expected to write {settings.keys}, got: {error.strerror}; mend it or set TRUING_DATA") from None
     text = "\n".join([*(f"wrote {one}" for one in made), f"problems: {', '.join(problems)}", f"keys in {settings.keys}"])

@@ -25,7 +25,7 @@ from truing.flows.demo.world import Word as Said
 from truing.infra.catalog import chosen
 from truing.infra.client import Answer, Client, Word, correction, rating
 from truing.infra.control import request
-from truing.infra.keys import Keyring
+from truing.infra.keys import keyring
 from truing.infra.settings import Settings
 from truing.infra.stack import Stack
 from truing.infra.status import prefect_call
@@ -99,9 +99,9 @@ class Demo:
         self.settings, self.given, self.tell = settings, given, tell
         self.problem, self.policy = chosen(settings.problems, "adult")
         self.name = self.problem.name
-        self.ring = Keyring(settings.keys)
+        self.ring = keyring(settings)
         self.lake, self.vault = Lake(settings.lake), Vault(settings.vault)
-        self.approver = Registry(settings.registry_url, "approver", self.ring.password("approver"))
+        self.approver = Registry(settings.registry_url, settings.approvers[0], self.ring.password(settings.approvers[0]))
         self.trainer = Registry(settings.registry_url, "trainer", self.ring.password("trainer"))
         scenario = Scenario() if given.rounds is None else Scenario(rounds=given.rounds, poisoned=min(3, given.rounds))
         salt = self.ring.read("actor-salt")
@@ -197,7 +197,7 @@ class Demo:
         if self.given.approve_yourself:
             self.tell.say(
                 f"your turn: {self.model_page()}/versions/{version}\n"
-                f"          login approver, password in {self.settings.keys / 'password-approver'}; "
+                f"          login {self.approver.user}, password in {self.settings.password_file(self.approver.user)}; "
                 f"set the tag approval.reason, then approval = approved (or rejected)",
                 "bold",
             )
@@ -357,10 +357,10 @@ def summary(demo: Demo) -> None:
     from truing.flows.demo.summary import summarise
 
     made = summarise(demo.lake, demo.vault, demo.approver, demo.problem, keys=demo.ring.public(), now=time.time())
-    keys = demo.settings.keys
+    person = demo.approver.user
     links = {
-        f"MLflow (login approver, password in {keys / 'password-approver'})": demo.model_page(),
-        f"Prefect (login in {keys / 'prefect-auth'})": demo.settings.prefect_url.removesuffix("/api"),
+        f"MLflow (login {person}, password in {demo.settings.password_file(person)})": demo.model_page(),
+        f"Prefect (login in {demo.ring.path('prefect-auth')})": demo.settings.prefect_url.removesuffix("/api"),
     }
     page = write(made, demo.given.report.resolve(), links=links if demo.given.keep else {}, now=time.time())
     out = demo.tell.console

@@ -18,7 +18,7 @@ from truing.infra.gateway.loader import Loader, Served, Shelf
 from truing.infra.gateway.outbox import Outbox
 from truing.infra.gateway.shelf import RegistryShelf
 from truing.infra.gateway.tensors import Question, column, read_question
-from truing.infra.keys import Keyring
+from truing.infra.keys import keyring as keys_of
 from truing.infra.sender import Message, Sender
 from truing.infra.settings import Settings
 from truing.tasks import seal
@@ -41,13 +41,13 @@ class Service:
         self.clock = clock
         self.version = version("truing")
         self.problems: dict[str, Problem] = {name: problem for name, (problem, _) in catalog(settings.problems).items()}
-        keyring = Keyring(settings.keys)
+        keyring = keys_of(settings)
         self._wire = keyring.read("wire")
         self._schemas = {name: seal.digest(problem.inputs)[:16] for name, problem in self.problems.items()}
         self.loader = Loader(
             self.problems,
             shelf or RegistryShelf(settings.registry_url, ("gateway", keyring.password("gateway"))),
-            keys=seal.Keys(release=(keyring.read("release.pub"),)),
+            keys=keyring.public(),
             folder=settings.data / "gateway",
             poll_s=settings.gateway.poll_s,
             clock=clock,

@@ -2,7 +2,8 @@
 
     python -m uvicorn --factory truing.infra.registry_guard.app:create_app
 
-(`mlflow server` would be two processes and twice the memory.) Everything it stores lies below `<data>/registry`.
+(`mlflow server` would be two processes and twice the memory.) MLflow stores below `<data>/registry`, the guard below
+`<data>/guard`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from truing.infra.keys import Keyring
+from truing.infra.keys import Keyring, keyring
 from truing.infra.settings import Settings, current, quiet
 from truing.tasks.errors import TruingError, Unavailable
 
@@ -29,7 +30,7 @@ def create_app() -> Gate:
     quiet()
     try:
         settings = current()
-        return Gate(*guarded(settings, Keyring(settings.keys)))
+        return Gate(*guarded(settings, keyring(settings)))
     except TruingError as error:
         raise SystemExit(str(error)) from None
 
@@ -41,30 +42,31 @@ def guarded(settings: Settings, keyring: Keyring) -> tuple[Any, Guard]:
     """
     from truing.infra.registry_guard import environment
     from truing.infra.registry_guard.audit import Audit
+    from truing.infra.registry_guard.users import follow, synchronise
 
     root = folder(settings)
     audit = Audit(
-        root / "audit" / "audit.jsonl", keyring.read("registry")
+        settings.guard / "audit.jsonl", keyring.read("registry")
     )  # first: a second server ends before it touches anything
-    environment.configure(root, keyring, settings)
+    follow(keyring)
+    environment.configure(keyring, settings)
     from mlflow.server.auth import create_app as mlflow_app
 
     from truing.infra.registry_guard.guard import Guard
-    from truing.infra.registry_guard.users import synchronise
 
     app = mlflow_app()
     environment.forget()
-    synchronise(keyring, root / "users.json")
+    synchronise(keyring.logins())
     guard = Guard(root, keyring, settings.problems, audit)
     guard.install()
     return app, guard
 
 
 def folder(settings: Settings) -> Path:
-    """`<data>/registry`, made if missing. Raises Unavailable in one line when it can't be written."""
-    root = settings.data / "registry"
+    """`<data>/registry` and `<data>/guard`, made if missing. Raises Unavailable in one line when it can't be written."""
+    root = settings.store
     try:
-        for path in (root, root / "artifacts", root / "audit"):
+        for path in (root, root / "artifacts", settings.guard):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise Unavailable(f"expected a writable folder {root}, got {error.strerror}; choose another with TRUING_DATA") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import secrets
 
 from truing.infra.keys import Keyring
 from truing.infra.settings import Settings
@@ -11,18 +11,18 @@ from truing.infra.settings import Settings
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def configure(root: Path, keyring: Keyring, settings: Settings) -> None:
-    """Set them for a server whose stores lie below `root`.
+def configure(keyring: Keyring, settings: Settings) -> None:
+    """Set them for a server whose stores lie below `settings.store`.
 
-    `auth_cache_ttl_seconds` keeps a request at milliseconds: without it MLflow hashes the password anew each time (1 s).
+    Logins are ours (`users.authenticate`): MLflow's table can be edited in its database, and it hashes slowly (1 s a request).
     """
-    ini = root / "auth.ini"
+    root, ini = settings.store, settings.guard / "auth.ini"
     ini.write_text(
         "[mlflow]\n"
         "default_permission = MANAGE\n"  # roles are the guard's: it answers with reasons, MLflow only says no
         f"database_uri = sqlite:///{root / 'auth.db'}\n"
         "admin_username = admin\n"
-        "auth_cache_ttl_seconds = 600\n"
+        "authorization_function = truing.infra.registry_guard.users:authenticate\n"
     )
     store = f"sqlite:///{root / 'mlflow.db'}"
     os.environ.update(
@@ -36,7 +36,7 @@ def configure(root: Path, keyring: Keyring, settings: Settings) -> None:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_AUTH_CONFIG_PATH": str(ini),
             "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
-            "MLFLOW_AUTH_ADMIN_PASSWORD": keyring.password("admin"),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": secrets.token_urlsafe(32),  # of the row, which opens nothing
             "MLFLOW_FLASK_SERVER_SECRET_KEY": keyring.read("flask-secret").hex(),
             "MLFLOW_BASIC_AUTH_FAIL_CLOSED": "true",
             "DO_NOT_TRACK": "true",

@@ -14,9 +14,14 @@ import msgspec
 
 from truing.tasks.errors import DataError, Refused, TruingError, Unavailable
 from truing.tasks.records import Refusal
+from truing.tasks.release.audit import Line
 
 API = "/api/2.0/mlflow"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
+
+
+class _Page(msgspec.Struct):
+    lines: list[Line]
 
 
 class Rest:
@@ -64,9 +69,24 @@ class Rest:
                     found[name] = self.download(f"{path}/{name}")
         return found
 
-    def changes(self) -> str:
-        """The guard's word for "as it was": the same as before means that no guarded write has happened since."""
-        return str(_json(self._send("GET", "/truing/changes")).get("changes", ""))
+    def changes(self, since: str = "", wait_s: float = 0.0) -> str:
+        """The guard's word for "as it was": the same as before means that no guarded write has happened since.
+
+        With `since` and `wait_s` the server answers at the next write, or after `wait_s` seconds with the same word.
+        """
+        params = {"since": since, "wait": wait_s} if wait_s else {}
+        return str(_json(self._send("GET", "/truing/changes", params=params)).get("changes", ""))
+
+    def audit(self, after: int) -> list[Line]:
+        """Audit records with a number above `after`, unchecked (`audit.follow` checks), in pages as the server gives them."""
+        found: list[Line] = []
+        while True:
+            content = self._send("GET", "/truing/audit", params={"after": after}).content
+            page = msgspec.json.decode(content, type=_Page).lines
+            found += page
+            if not page:
+                return found
+            after = page[-1].entry.n
 
     def alive(self) -> bool:
         """Does the server answer, logged in as this user?"""
