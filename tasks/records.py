@@ -54,6 +54,7 @@ class Cause(StrEnum):
     GENESIS = "genesis"
     PROMOTE = "promote"
     ROLLBACK = "rollback"
+    WITHDRAW = "withdraw"  # its approval was revoked and no earlier release stands: nothing serves
 
 
 class Estimate(Record, frozen=True):
@@ -297,8 +298,8 @@ class Release(Record, frozen=True):
 class Standing(Record, frozen=True):
     """A person's approval in advance: small steps of one problem may go out without a fresh click until it ends.
 
-    Small: the verdict passed, only the heads changed (same base as the champion), and the answer differs from the anchor's on at
-    most `max_drift` (a share, 0..1) of the holdout rows. At most `per_day` releases in any 24 hours.
+    Small: the verdict passed, only the heads changed (same base as the champion), and the answer differs from the anchor's on
+    at most `max_drift` (a share, 0..1) of the holdout rows. At most `per_day` releases in any 24 hours.
     """
 
     problem: str
