@@ -19,7 +19,19 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from truing.tasks.records import Approval, Cause, Envelope, Outcome, Record, Refusal, Release, Signature, Verdict
+from truing.tasks.records import (
+    Approval,
+    Cause,
+    Envelope,
+    Head,
+    Outcome,
+    Record,
+    Refusal,
+    Release,
+    Signature,
+    Standing,
+    Verdict,
+)
 
 VERDICT_TYPE = "application/vnd.truing.verdict.v1+json"
 APPROVAL_TYPE = "application/vnd.truing.approval.v1+json"
@@ -183,7 +195,7 @@ class Facts(Record, frozen=True):
     version: str
     payload: str | None = None  # digest of the bytes at hand
     verdict: Envelope | str | None = None
-    approval: Envelope | str | None = None
+    approval: Envelope | str | None = None  # the decision that stands; approve: the one made before this
     release: Envelope | str | None = None
     policy: str | None = None  # digest of the policy that an approver accepted
     trainer: str | None = None  # who registered the version
@@ -202,6 +214,8 @@ def admit(facts: Facts, act: str, *, keys: Keys, now: float, floor_sequence: int
 
     `act` is "approve" (asked by the registry when a person decides), "promote" (by registry and steward before `champion`
     moves) or "serve" (by the gateway before it loads). `floor_sequence` is the highest sequence the asker has served.
+
+    A withdrawal is admitted to "serve" whatever the bytes: it says that nothing serves. Who serves looks at `release.cause`.
     """
     if act == "approve":
         return _approve(facts, keys)
@@ -261,17 +275,39 @@ def _approve(facts: Facts, keys: Keys) -> Refusal | None:
         return verdict
     if facts.decision != "approved":
         return None
-    if verdict.outcome is Outcome.BLOCK:
+    if verdict.outcome is Outcome.BLOCK and facts.override < 2:
         return _block_refusal(verdict, facts)
     if facts.policy is None or verdict.policy != facts.policy:
         return _policy_refusal(verdict, facts)
-    if verdict.outcome is Outcome.INCONCLUSIVE and not facts.reason.strip():
+    if verdict.outcome is not Outcome.PASS and not facts.reason.strip():
+        said = "inconclusive" if verdict.outcome is Outcome.INCONCLUSIVE else "blocked"
         return Refusal(
             code="approval.reason",
-            reason=f"version {facts.version} is inconclusive ({verdict.reason}) and no approval.reason is given",
+            reason=f"version {facts.version} is {said} ({verdict.reason}) and no approval.reason is given",
             remedy="set the tag approval.reason first, then approval",
         )
+    if verdict.outcome is Outcome.BLOCK and facts.actor in together(_standing_so_far(facts, keys), None, verdict=verdict):
+        return Refusal(
+            code="approval.twice",
+            reason=f"{facts.actor} has approved the blocked version {facts.version} already",
+            remedy=f"{facts.override} different approvers are needed; another one has to",
+        )
     return None
+
+
+def together(before: Approval | None, actor: str | None, *, verdict: Verdict) -> tuple[str, ...]:
+    """Who stands behind an override of this verdict: those of the decision `before`, and `actor`. In the order they came.
+
+    A decision on another verdict, or one that was no approval, brings nobody along.
+    """
+    counts = before is not None and before.decision == "approved" and before.override and before.verdict == digest(verdict)
+    people = (*(before.by if before is not None and counts else ()), *([actor] if actor else ()))
+    return tuple(dict.fromkeys(people))
+
+
+def _standing_so_far(facts: Facts, keys: Keys) -> Approval | None:
+    before = open_envelope(facts.approval, Approval, APPROVAL_TYPE, keys.registry)
+    return None if isinstance(before, Refusal) else before
 
 
 def _block_refusal(verdict: Verdict, facts: Facts) -> Refusal:
@@ -299,7 +335,7 @@ def _policy_refusal(verdict: Verdict, facts: Facts) -> Refusal:
 def _promote(facts: Facts, keys: Keys, now: float) -> Refusal | None:
     if facts.release is not None:
         release = open_envelope(facts.release, Release, RELEASE_TYPE, keys.release)
-        if isinstance(release, Release) and release.cause is Cause.ROLLBACK:
+        if isinstance(release, Release) and release.cause in (Cause.ROLLBACK, Cause.WITHDRAW):
             return None  # asked for by an approver, signed by the steward; `_serve` checks the statement against the bytes
     if facts.frozen:
         return Refusal(code="frozen", reason=f"{facts.problem} is frozen", remedy="run `truing thaw` with a reason first")
@@ -312,7 +348,7 @@ def _promote(facts: Facts, keys: Keys, now: float) -> Refusal | None:
     verdict = _verdict(facts, keys)
     if isinstance(verdict, Refusal):
         return verdict
-    if verdict.outcome is Outcome.BLOCK:
+    if verdict.outcome is Outcome.BLOCK and facts.override < 2:
         return _block_refusal(verdict, facts)
     if facts.policy is None or verdict.policy != facts.policy:
         return _policy_refusal(verdict, facts)
@@ -322,6 +358,13 @@ def _promote(facts: Facts, keys: Keys, now: float) -> Refusal | None:
             reason=f"version {facts.version} was compared with another champion than the one that serves now",
             remedy="wait for the steward to judge it again",
         )
+    if facts.approval is None and facts.standing is not None:
+        return _in_advance(facts, verdict, keys, now)
+    return _approved(facts, verdict, keys, now)
+
+
+def _approved(facts: Facts, verdict: Verdict, keys: Keys, now: float) -> Refusal | None:
+    """Does a person's decision on this very verdict let it go out?"""
     approval = open_envelope(facts.approval, Approval, APPROVAL_TYPE, keys.registry)
     if isinstance(approval, Refusal):
         if approval.code == "envelope.missing":
@@ -358,11 +401,51 @@ def _promote(facts: Facts, keys: Keys, now: float) -> Refusal | None:
             reason=f"the approval of version {facts.version} has expired",
             remedy="approve it again",
         )
-    if verdict.outcome is Outcome.INCONCLUSIVE and (not approval.reason.strip() or approval.expires is None):
+    if verdict.outcome is not Outcome.PASS and (not approval.reason.strip() or approval.expires is None):
         return Refusal(
             code="approval.reason",
-            reason=f"version {facts.version} is inconclusive and its approval names no reason or no end",
+            reason=f"version {facts.version} is {verdict.outcome} and its approval names no reason or no end",
             remedy="set approval.reason, then approve again",
+        )
+    people = len(set(approval.by))
+    if verdict.outcome is Outcome.BLOCK and (not approval.override or people < facts.override):
+        return Refusal(
+            code="approval.persons",
+            reason=f"version {facts.version} is blocked ({verdict.reason}); {people} of {facts.override} approvers override it",
+            remedy="another approver has to approve it too, or nobody",
+        )
+    return None
+
+
+def _in_advance(facts: Facts, verdict: Verdict, keys: Keys, now: float) -> Refusal | None:
+    """Does a standing approval cover it? Drift, base and how many went out today are the caller's to check."""
+    standing = open_envelope(facts.standing, Standing, STANDING_TYPE, keys.registry)
+    if isinstance(standing, Refusal):
+        return standing
+    if standing.problem != facts.problem:
+        return Refusal(
+            code="standing.other",
+            reason=f"the standing approval is about {standing.problem}, not {facts.problem}",
+            remedy="an approver gives one for this problem",
+        )
+    if standing.decision != "approved" or standing.expires <= now:
+        return Refusal(
+            code="standing.ended",
+            reason=f"the standing approval of {facts.problem} has "
+            + ("expired" if standing.decision == "approved" else f"been {standing.decision}"),
+            remedy=f"an approver approves version {facts.version}, or gives a standing approval anew",
+        )
+    if not standing.by or facts.trainer is None or facts.trainer in standing.by:
+        return Refusal(
+            code="approval.self",
+            reason=f"the standing approval of {facts.problem} is by the trainer of version {facts.version}",
+            remedy="another approver has to",
+        )
+    if verdict.outcome is not Outcome.PASS:
+        return Refusal(
+            code="standing.outcome",
+            reason=f"version {facts.version} is {verdict.outcome} ({verdict.reason}); a standing approval covers a pass only",
+            remedy=f"an approver decides on version {facts.version} itself",
         )
     return None
 
@@ -378,7 +461,7 @@ def _serve(facts: Facts, keys: Keys, now: float, floor_sequence: int) -> Refusal
             f"not {facts.problem} version {facts.version}",
             remedy="fetch the statement of this version",
         )
-    if facts.payload is None or release.payload != facts.payload:
+    if release.cause is not Cause.WITHDRAW and (facts.payload is None or release.payload != facts.payload):
         return Refusal(
             code="release.payload",
             reason=f"the release names payload {release.payload[:12]}, the bytes at hand are "
@@ -393,10 +476,33 @@ def _serve(facts: Facts, keys: Keys, now: float, floor_sequence: int) -> Refusal
         )
     if release.expires is not None and release.expires <= now:
         return Refusal(code="release.expired", reason=f"release {release.sequence} has expired", remedy="release it again")
-    if release.cause is not Cause.ROLLBACK and (release.verdict is None or release.approval is None):
+    if release.cause in (Cause.GENESIS, Cause.PROMOTE) and (release.verdict is None or release.approval is None):
         return Refusal(
             code="release.evidence",
             reason=f"release {release.sequence} names no verdict or no approval",
             remedy="let the steward release it",
         )
     return None
+
+
+# --- head ---------------------------------------------------------------------------------------------------------------------
+
+
+def open_head(envelope: Envelope | str | bytes | None, problem: str, *, keys: Keys, now: float) -> Head | Refusal:
+    """The steward's word for what is newest, if it is signed, about this problem and not expired; else why not."""
+    head = open_envelope(envelope, Head, HEAD_TYPE, keys.release)
+    if isinstance(head, Refusal):
+        return head
+    if head.problem != problem:
+        return Refusal(
+            code="head.other",
+            reason=f"the head is about {head.problem}, not {problem}",
+            remedy="fetch the head of this problem",
+        )
+    if head.expires <= now:
+        return Refusal(
+            code="head.expired",
+            reason=f"the head of {problem} names release {head.sequence} and has expired",
+            remedy="wait for the steward to sign the next one; see `truing status`",
+        )
+    return head

@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from truing.tasks import seal
-from truing.tasks.records import Approval, Cause, Envelope, Outcome, Record, Refusal, Release, Verdict
+from truing.tasks.records import (
+    Approval,
+    Cause,
+    Envelope,
+    Head,
+    Outcome,
+    Record,
+    Refusal,
+    Release,
+    Standing,
+    Verdict,
+)
 
 GATE, REGISTRY, RELEASE, OTHER = (seal.new_key() for _ in range(4))
 KEYS = seal.Keys(gate=(seal.public_key(GATE),), registry=(seal.public_key(REGISTRY),), release=(seal.public_key(RELEASE),))
@@ -148,6 +159,130 @@ def test_a_rollback_needs_no_fresh_approval_but_its_own_statement() -> None:
     assert seal.admit(asked, "promote", keys=KEYS, now=10.0, floor_sequence=4) is None
     forged = facts(approval=None, release=seal.sign(back, seal.RELEASE_TYPE, OTHER))
     assert code(seal.admit(forged, "promote", keys=KEYS, now=10.0)) == "approval.missing"
+
+
+BLOCKED = verdict(Outcome.BLOCK)
+
+
+def override(**changes: Any) -> str:
+    """The decision of two approvers on the blocked verdict, as its envelope's text."""
+    fields: dict[str, Any] = {"by": ("ada", "bob"), "expires": 99.0, "reason": "recall; both of us", "override": True}
+    made = approval(BLOCKED, **{**fields, **changes})
+    return seal.canonical(seal.sign(made, seal.APPROVAL_TYPE, REGISTRY)).decode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed", "expected"),
+    [
+        ({}, 2, None),
+        ({}, 0, "verdict.block"),  # the policy knows no override
+        ({}, 1, "verdict.block"),  # one person is never enough, whatever a policy says
+        ({}, 3, "approval.persons"),
+        ({"by": ("ada",)}, 2, "approval.persons"),
+        ({"by": ("ada", "ada")}, 2, "approval.persons"),
+        ({"by": ("ada", "trainer")}, 2, "approval.self"),
+        ({"override": False}, 2, "approval.persons"),
+        ({"reason": " "}, 2, "approval.reason"),
+        ({"expires": None}, 2, "approval.reason"),
+        ({"expires": 9.0}, 2, "approval.expired"),
+        ({"decision": "rejected"}, 2, "approval.rejected"),
+    ],
+)
+def test_a_blocked_version_goes_out_only_under_enough_different_persons(
+    changes: dict[str, Any], needed: int, expected: str | None
+) -> None:
+    asked = facts(judged=BLOCKED, approval=override(**changes), override=needed)
+    assert code(seal.admit(asked, "promote", keys=KEYS, now=10.0)) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        ({"override": 0}, "verdict.block"),
+        ({"reason": ""}, "approval.reason"),
+        ({"policy": "q" * 64}, "policy.changed"),
+        ({"actor": "trainer"}, "approval.self"),
+        ({"approval": override(by=("ada",))}, "approval.twice"),
+        ({"approval": override(by=("bob",))}, None),  # the second person
+        ({"approval": override(by=("ada",), decision="revoked")}, None),  # taken back, so it may be given again
+    ],
+)
+def test_a_person_may_override_a_block_once_with_a_reason(changes: dict[str, Any], expected: str | None) -> None:
+    given: dict[str, Any] = {"override": 2, "reason": "recall", "actor": "ada", "approval": None, **changes}
+    asked = facts(judged=BLOCKED, roles=frozenset({"approver"}), decision="approved", **given)
+    assert code(seal.admit(asked, "approve", keys=KEYS, now=10.0)) == expected
+
+
+def test_those_who_override_together_stand_behind_one_verdict() -> None:
+    before = approval(BLOCKED, by=("ada",), override=True)
+    assert seal.together(before, "bob", verdict=BLOCKED) == ("ada", "bob")
+    assert seal.together(before, "ada", verdict=BLOCKED) == ("ada",)
+    assert seal.together(None, "bob", verdict=BLOCKED) == ("bob",)
+    assert seal.together(before, "bob", verdict=verdict(Outcome.BLOCK, look=2)) == ("bob",), "another verdict"
+    assert seal.together(approval(BLOCKED, decision="rejected", override=True), "bob", verdict=BLOCKED) == ("bob",)
+
+
+def standing(key: bytes = REGISTRY, **changes: Any) -> str:
+    fields: dict[str, Any] = {
+        "problem": "adult", "decision": "approved", "by": ("ada",), "at": 1.0, "expires": 99.0, "max_drift": 0.02, "per_day": 3,
+        "reason": "nightly updates",
+    }  # fmt: skip
+    return seal.canonical(seal.sign(Standing(**{**fields, **changes}), seal.STANDING_TYPE, key)).decode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"standing": standing()}, None),
+        ({"standing": standing(expires=9.0)}, "standing.ended"),
+        ({"standing": standing(decision="revoked")}, "standing.ended"),
+        ({"standing": standing(problem="other")}, "standing.other"),
+        ({"standing": standing(by=("trainer",))}, "approval.self"),
+        ({"standing": standing(by=())}, "approval.self"),
+        ({"standing": standing(OTHER)}, "envelope.signature"),
+        ({"standing": standing(), "judged": verdict(Outcome.INCONCLUSIVE)}, "standing.outcome"),
+        ({"standing": standing(), "judged": BLOCKED, "override": 2}, "standing.outcome"),
+        ({"standing": standing(), "judged": BLOCKED}, "verdict.block"),
+        ({"standing": standing(), "frozen": True}, "frozen"),
+        ({"standing": standing(), "champion": "x" * 64}, "verdict.stale"),
+    ],
+)
+def test_an_approval_in_advance_covers_a_pass_until_it_ends(changes: dict[str, Any], expected: str | None) -> None:
+    assert code(seal.admit(facts(**{"approval": None, **changes}), "promote", keys=KEYS, now=10.0)) == expected
+
+
+def test_a_decision_of_its_own_goes_before_an_approval_in_advance() -> None:
+    no = seal.sign(approval(verdict(), decision="rejected"), seal.APPROVAL_TYPE, REGISTRY)
+    assert code(seal.admit(facts(approval=no, standing=standing()), "promote", keys=KEYS, now=10.0)) == "approval.rejected"
+
+
+@pytest.mark.parametrize(
+    ("payload", "floor", "expected"), [(None, 3, None), ("b" * 64, 3, None), (None, 4, "release.sequence")]
+)
+def test_a_withdrawal_is_admitted_without_bytes_but_not_below_the_floor(
+    payload: str | None, floor: int, expected: str | None
+) -> None:
+    gone = seal.sign(release(cause=Cause.WITHDRAW), seal.RELEASE_TYPE, RELEASE)
+    asked = facts(release=gone, payload=payload, approval=None, policy=None)
+    assert code(seal.admit(asked, "serve", keys=KEYS, now=10.0, floor_sequence=floor)) == expected
+    assert code(seal.admit(asked, "promote", keys=KEYS, now=10.0, floor_sequence=floor)) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "problem", "now", "expected"),
+    [
+        (RELEASE, "adult", 10.0, None),
+        (GATE, "adult", 10.0, "envelope.signature"),
+        (RELEASE, "other", 10.0, "head.other"),
+        (RELEASE, "adult", 20.0, "head.expired"),
+    ],
+)
+def test_a_head_counts_for_its_problem_until_it_expires(key: bytes, problem: str, now: float, expected: str | None) -> None:
+    made = Head(problem="adult", sequence=3, release="r", audit=9, audit_digest="a", at=1.0, expires=20.0)
+    opened = seal.open_head(seal.sign(made, seal.HEAD_TYPE, key), problem, keys=KEYS, now=now)
+    assert (opened.code if isinstance(opened, Refusal) else None) == expected
+    assert expected or opened == made
 
 
 @given(st.binary(min_size=1, max_size=300), st.integers(0, 10_000))

@@ -5,12 +5,13 @@ Guard and steward decide from this and from nothing else: MLflow's tags can be e
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
 
-from truing.tasks.records import Approval, Envelope, Record, Refusal, Standing
+from truing.tasks.records import Approval, Envelope, Record, Refusal, Release, Standing
 from truing.tasks.release.audit import Line, Mark
 from truing.tasks.seal import APPROVAL_TYPE, STANDING_TYPE, open_envelope
 
@@ -22,6 +23,8 @@ ANCHOR = "anchor"  # problem, version, reason
 ROLLBACK = "rollback"  # problem, version, reason
 FROZEN = "frozen"  # problem, value (true or false), reason
 STANDING = "standing"  # problem, envelope (a Standing signed by the registry; decision "revoked" ends it)
+VERDICT = "verdict"  # problem, version, envelope (by the gate key: the registry has opened it)
+RELEASE = "release"  # problem, version, envelope (by the release key: the registry has opened it)
 
 
 class Registered(Record, frozen=True):
@@ -68,9 +71,21 @@ class Allowed(Record, frozen=True):
     line: str
 
 
+class Released(Record, frozen=True):
+    """A release statement as it was attached; whoever needs more than its number opens the envelope."""
+
+    version: str
+    sequence: int
+    envelope: str
+    n: int
+
+
 @dataclass
 class Docket:
-    """One problem's acts. Of decisions on a version the last counts; the ones before stay for the history."""
+    """One problem's acts. Of decisions on a version the last counts; the ones before stay for the history.
+
+    `verdicts` holds the envelope attached last, `released` the first statement of each sequence: there is no second one.
+    """
 
     versions: dict[str, Registered] = field(default_factory=dict)
     decisions: dict[str, list[Decision]] = field(default_factory=dict)
@@ -81,6 +96,8 @@ class Docket:
     frozen: bool = False
     frozen_by: str = ""
     standing: Allowed | None = None
+    verdicts: dict[str, str] = field(default_factory=dict)
+    released: dict[int, Released] = field(default_factory=dict)
 
     def decision(self, version: str) -> Decision | None:
         """The word that counts on a version."""
@@ -116,9 +133,9 @@ class Acts:
                 )
             case "decision":
                 approval = open_envelope(facts["envelope"], Approval, APPROVAL_TYPE, self.keys)
-                if not isinstance(approval, Refusal):
-                    made = Decision(approval=approval, envelope=facts["envelope"], n=entry.n, line=line.digest)
-                    docket.decisions.setdefault(facts["version"], []).append(made)
+                if not isinstance(approval, Refusal) and approval.version == facts["version"]:
+                    decided = Decision(approval=approval, envelope=facts["envelope"], n=entry.n, line=line.digest)
+                    docket.decisions.setdefault(facts["version"], []).append(decided)
             case "policy":
                 docket.policy = facts["policy"]
                 docket.policies.append((facts["policy"], entry.user, entry.at))
@@ -135,6 +152,24 @@ class Acts:
                 if not isinstance(standing, Refusal):
                     given = Allowed(standing=standing, envelope=facts["envelope"], n=entry.n, line=line.digest)
                     docket.standing = given if standing.decision == "approved" else None
+            case "verdict":
+                docket.verdicts[facts["version"]] = facts["envelope"]
+            case "release":
+                statement = _statement(facts["envelope"])
+                if statement is not None and statement.version == facts["version"]:
+                    made = Released(
+                        version=statement.version, sequence=statement.sequence, envelope=facts["envelope"], n=entry.n
+                    )
+                    docket.released.setdefault(statement.sequence, made)
+
+
+def _statement(text: str) -> Release | None:
+    """The release in an envelope, unchecked: the registry has checked it before it wrote the line."""
+    envelope = envelope_of(text)
+    try:
+        return None if envelope is None else msgspec.json.decode(base64.b64decode(envelope.payload), type=Release)
+    except (msgspec.DecodeError, ValueError):
+        return None
 
 
 def envelope_of(text: str) -> Envelope | None:
