@@ -1,5 +1,10 @@
-"""Announcements and requests on the control topic: `model.ready`, `model.released`, `model.rolled-back`, `alert.raised`, and
-`run.requested` for ingest, curate, improve and monitor. Never for a gate, a release or a rollback.
+"""Announcements and requests on the control topic: what steward and monitor say, and `run.requested` for ingest, curate,
+improve and monitor. Never for a gate, a release or a rollback.
+
+    model.ready         a verdict stands: `outcome` pass and inconclusive wait for a person, block does not
+    model.released      another version serves       model.rolled-back   an earlier one serves again
+    model.withdrawn     nothing serves any more      approval.expiring   what serves stops at `expires`
+    alert.raised        traffic, or a finding of the steward, that a person should look at
 """
 
 from __future__ import annotations
@@ -15,7 +20,16 @@ from truing.infra.settings import Settings
 from truing.tasks.errors import UsageError
 
 RUNS = ("ingest", "curate", "improve", "monitor")
-SAYS = ("run.requested", "model.ready", "model.released", "model.rolled-back", "memory.updated", "alert.raised")
+SAYS = (
+    "run.requested",
+    "model.ready",
+    "model.released",
+    "model.rolled-back",
+    "model.withdrawn",
+    "approval.expiring",
+    "memory.updated",
+    "alert.raised",
+)
 
 
 def announcer(settings: Settings) -> Callable[[dict[str, Any]], str]:

@@ -1,0 +1,273 @@
+"""Tells people what the steward announces: as a Prefect event, and through the Apprise URLs of `settings.notify` (webhooks,
+Slack, mail and some 150 more).
+
+Beside the steward, never in its way: each door has a thread and a queue of its own, and a door that is shut is tried again
+while the others go on. What Apprise itself logs can hold a token of a URL, so it is kept silent; a failure is one line of ours
+that names the door by place and kind.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from truing.infra.settings import Settings
+from truing.tasks.errors import TruingError
+from truing.tasks.records import Record
+
+WAITS_S = (1.0, 5.0, 30.0, 120.0, 600.0)  # before each further try
+MOST = 500  # messages that wait at one door; the oldest goes first
+REMEMBERED = 2000  # ids that are not told twice
+
+Message = dict[str, Any]
+Log = Callable[[str], None]
+
+_log = logging.getLogger("truing.notify").warning
+
+
+class Words(Record, frozen=True):
+    """A message for people. `level`: info, success, warning or failure, as Apprise names them."""
+
+    title: str
+    text: str
+    level: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Door:
+    """One place where things are told. `send` returns False or raises TruingError when the message was not taken."""
+
+    name: str
+    send: Callable[[Message], bool]
+    wants: Callable[[Message], bool] = lambda message: True
+
+
+def teller(settings: Settings, *, log: Log = _log) -> Callable[[Message], None]:
+    """A function that tells a message at every door. It returns at once and raises nothing."""
+    doors = [prefect_door(settings), *apprise_doors(settings, log=log)]
+    return Teller(doors, log=log)
+
+
+def heard(announce: Callable[[Message], str], tell: Callable[[Message], None]) -> Callable[[Message], str]:
+    """Announce on the control topic and tell at the doors, under one id; a broker that is away keeps nobody from hearing it."""
+    turn = threading.Lock()
+
+    def both(message: Message) -> str:
+        whole = {"id": uuid.uuid4().hex, "time": time.time(), **message}
+        tell(whole)
+        with turn:  # the steward and the watch on approvals share one producer
+            return announce(whole)
+
+    return both
+
+
+class Teller:
+    """A queue and a thread for each door. Messages keep their order at a door; one that no try brings through is given up."""
+
+    def __init__(self, doors: list[Door], *, log: Log, waits_s: tuple[float, ...] = WAITS_S) -> None:
+        self._log, self._waits = log, waits_s
+        self._stop = threading.Event()
+        self._seen: deque[str] = deque(maxlen=REMEMBERED)
+        self._turn = threading.Lock()
+        self._queues = [_Queue(door) for door in doors]
+        self._threads = [
+            threading.Thread(target=self._run, args=(queue,), name=f"tell {queue.door.name}", daemon=True)
+            for queue in self._queues
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __call__(self, message: Message) -> None:
+        id = str(message.get("id", ""))
+        with self._turn:
+            if id and id in self._seen:
+                return
+            self._seen.append(id)
+        for queue in self._queues:
+            if queue.door.wants(message) and queue.put(message):
+                self._log(f"{queue.door.name}: expected it to take messages, {MOST} wait; the oldest was dropped")
+
+    def close(self, patience_s: float = 2.0) -> None:
+        """Give what waits a last moment, then stop trying."""
+        end = time.monotonic() + patience_s
+        while any(queue.waiting for queue in self._queues) and time.monotonic() < end:
+            time.sleep(0.02)
+        self._stop.set()
+        for queue, thread in zip(self._queues, self._threads, strict=True):
+            queue.wake()
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def _run(self, queue: _Queue) -> None:
+        while not self._stop.is_set():
+            message = queue.take()
+            if message is None:
+                continue
+            for wait in (*self._waits, None):
+                why = _tried(queue.door, message)
+                if why is None:
+                    break
+                if wait is None:
+                    tries = len(self._waits) + 1
+                    self._log(f"{queue.door.name}: {message.get('type')} was not taken in {tries} tries: {why}; not told there")
+                elif self._stop.wait(wait):
+                    return
+            queue.done()
+
+
+class _Queue:
+    """What waits at one door; `waiting` counts the one that is being told too."""
+
+    def __init__(self, door: Door) -> None:
+        self.door = door
+        self._messages: deque[Message] = deque(maxlen=MOST)
+        self._busy = 0
+        self._changed = threading.Condition()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._messages) + self._busy
+
+    def put(self, message: Message) -> bool:
+        """True if an older one had to go."""
+        with self._changed:
+            full = len(self._messages) == MOST
+            self._messages.append(message)
+            self._changed.notify()
+        return full
+
+    def take(self) -> Message | None:
+        """The oldest, once there is one; None after a wake or a minute."""
+        with self._changed:
+            if not self._messages:
+                self._changed.wait(60.0)
+            if not self._messages:
+                return None
+            self._busy = 1
+            return self._messages.popleft()
+
+    def done(self) -> None:
+        self._busy = 0
+
+    def wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+def _tried(door: Door, message: Message) -> str | None:
+    """One try: None when it was taken, else why not, in words that hold no secret."""
+    try:
+        return None if door.send(message) else "it said no"
+    except TruingError as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001 - 150 kinds of services raise what they like, and their text may hold the URL
+        return type(error).__name__
+
+
+# --- doors --------------------------------------------------------------------------------------------------------------------
+
+
+def prefect_door(settings: Settings) -> Door:
+    """Prefect's events, over its API: while the server is away, its client's worker drops what waits and delays the process's end."""
+    from truing.infra.status import prefect_call
+
+    def send(message: Message) -> bool:
+        prefect_call(settings, "POST", "/events", [event(message)])
+        return True
+
+    return Door(name="Prefect", send=send, wants=lambda message: message.get("type") != "run.requested")
+
+
+def event(message: Message) -> dict[str, Any]:
+    """A message as Prefect's event: `truing.model.ready` about the resource `truing.problem.adult`."""
+    problem = str(message.get("problem", ""))
+    resource = {"prefect.resource.id": f"truing.problem.{problem}", "prefect.resource.name": problem}
+    resource |= {f"truing.{name}": str(message[name]) for name in ("version", "sequence", "outcome") if name in message}
+    return {
+        "id": str(uuid.UUID(hex=str(message["id"]))),  # the same at every try
+        "occurred": datetime.fromtimestamp(float(message["time"]), UTC).isoformat(),
+        "event": f"truing.{message['type']}",
+        "resource": resource,
+        "related": [],
+        "payload": message,
+    }
+
+
+def apprise_doors(settings: Settings, *, log: Log = _log) -> Iterator[Door]:
+    """One door for each URL that Apprise understands; of the others only place and kind are named."""
+    if not settings.notify.urls:
+        return
+    logging.getLogger("apprise").addHandler(logging.NullHandler())
+    logging.getLogger("apprise").propagate = False
+    import apprise
+
+    for number, secret in enumerate(settings.notify.urls):
+        url = secret.get_secret_value()
+        name = f"notify.urls[{number}] ({url.partition(':')[0][:20] if '://' in url else 'no kind'})"
+        service = apprise.Apprise()
+        if not service.add(url):
+            log(f"{name}: expected a URL that Apprise understands, got another; see https://appriseit.com/services/")
+            continue
+
+        def send(message: Message, service: Any = service) -> bool:
+            said = words(message, settings)
+            return said is None or bool(
+                service.notify(body=said.text, title=" ".join(said.title.split()), notify_type=said.level, body_format="text")
+            )
+
+        yield Door(name=name, send=send, wants=lambda message: words(message, settings) is not None)
+
+
+def words(message: Message, settings: Settings) -> Words | None:
+    """What a person is told, or None for what waits for nobody (a block, a run that was asked for)."""
+    get, problem = message.get, message.get("problem", "")
+    version, reason = get("version", "?"), str(get("reason") or "").strip()
+    page = f"{settings.registry_url}/#/models/{problem}/versions/{version}"
+    match get("type"):
+        case "model.ready" if get("outcome") in ("pass", "inconclusive"):
+            act = f"truing approve {version} --problem {problem} --reason …  (or reject; or the tag approval at {page})"
+            return Words(
+                title=f"{problem} version {version} waits for an approver: {get('outcome')}",
+                text="\n".join(filter(None, [reason, act])),
+                level="info",
+            )
+        case "model.released":
+            return Words(title=f"{problem} serves version {version}", text=_release(message, reason), level="success")
+        case "model.rolled-back":
+            title = f"{problem} was rolled back to version {version}"
+            return Words(title=title, text=_release(message, reason), level="warning")
+        case "model.withdrawn":
+            return Words(
+                title=f"{problem} was withdrawn: nothing serves",
+                text=f"{_release(message, reason)}\nApprove another version, or `truing rollback --to V`.",
+                level="failure",
+            )
+        case "approval.expiring":
+            return Words(
+                title=f"{problem}: the approval of version {version} ends {_date(get('expires'))}",
+                text=f"Nothing serves after that. Approve it again (`truing approve {version} --problem {problem} --reason …`) "
+                f"or release another version.\n{page}",
+                level="failure",
+            )
+        case "alert.raised":
+            seen = [f"expected {get('expected')}, got {get('got')}"] if "got" in message else []
+            return Words(
+                title=f"{problem}: {get('what') or get('key') or 'alert'}",
+                text="\n".join([*seen, *filter(None, [reason]), "See `truing status` and `truing audit verify`."]),
+                level="failure" if get("level") != "info" else "info",
+            )
+    return None
+
+
+def _release(message: Message, reason: str) -> str:
+    return f"release {message.get('sequence', '?')}" + (f": {reason}" if reason else "")
+
+
+def _date(at: Any) -> str:
+    return f"at {datetime.fromtimestamp(float(at), UTC):%Y-%m-%d %H:%M} UTC" if at is not None else "soon"
