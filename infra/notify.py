@@ -174,7 +174,7 @@ def _tried(door: Door, message: Message) -> str | None:
 
 
 def prefect_door(settings: Settings) -> Door:
-    """Prefect's events, over its API: while the server is away, its client's worker drops what waits and delays the process's end."""
+    """Prefect's events, over its API: while the server is away, its client's worker drops what waits and delays the end."""
     from truing.infra.status import prefect_call
 
     def send(message: Message) -> bool:

@@ -94,6 +94,8 @@ def test_a_new_problem_is_valid_as_written(tmp_path: Path, capsys: pytest.Captur
         (["send", "nowhere.txt", "--source", "history"], 2, "expected a file that ends in .csv"),
         (["send", "nowhere.csv", "--source", "stranger"], 2, "--source: expected one of history, backfill, outcomes"),
         (["verify"], 1, "run `truing up` or `truing init` first"),
+        (["keys", "rotate"], 2, "keys rotate: expected the name of one"),
+        (["keys", "rotate", "nobody"], 1, "expected a key or login of registry, gate, release"),
     ],
 )
 def test_errors_are_one_line_with_the_right_exit_code(run: Any, argv: list[str], code: int, says: str) -> None:
@@ -116,6 +118,46 @@ def test_an_unknown_setting_names_its_key(run: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TRUING_PORTS__GATEWEY", "1")
     code, _, err = run("status")
     assert code == 2 and "ports.gatewey" in err and one_line(err)
+
+
+# --- keys: who holds which, never what is in it -------------------------------------------------------------------------------
+
+
+def test_keys_are_made_once_and_listed_without_what_is_in_them(run: Any) -> None:
+    code, out, err = run("keys", "create", "--json")
+    assert code == 0 and "steward/gate" in json.loads(out)["made"], err
+    assert json.loads(run("keys", "create", "--json")[1])["made"] == []
+    shown = run("keys", "list")[1]
+    found = {one["key"]: one for one in json.loads(run("keys", "list", "--json")[1])}
+    assert found["steward/gate"]["mode"] == "0600" and found["public/gate.pub"]["mode"] == "0644"
+    assert {one["note"] for one in found.values()} == {""}
+    password = Keyring(run.settings.keys).password("approver")
+    assert password not in shown and password not in str(found)
+
+
+def test_a_rotated_password_says_how_long_the_old_one_opens(run: Any) -> None:
+    run("keys", "create")
+    before = Keyring(run.settings.keys).password("approver")
+    code, out, _ = run("keys", "rotate", "approver")
+    after = Keyring(run.settings.keys).password("approver")
+    assert code == 0 and before != after and "5 more minutes" in out and after not in out
+
+
+def test_a_rotated_key_stays_trusted(run: Any) -> None:
+    run("keys", "create")
+    before = Keyring(run.settings.keys).public().gate
+    code, out, _ = run("keys", "rotate", "gate", "--json")
+    assert code == 0 and json.loads(out)["trusted"] == 2
+    assert Keyring(run.settings.keys).public().gate[1:] == before
+    found = {one["key"]: one["note"] for one in json.loads(run("keys", "list", "--json")[1])}
+    assert found["public/gate.pub"] == "2 trusted, the newest first"
+
+
+def test_a_key_that_others_can_read_is_pointed_out(run: Any) -> None:
+    run("keys", "create")
+    (run.settings.keys / "steward" / "release").chmod(0o644)
+    found = {one["key"]: one["note"] for one in json.loads(run("keys", "list", "--json")[1])}
+    assert found["steward/release"].startswith("open to others: `chmod 600 ")
 
 
 # --- send: the file is checked before the first message -----------------------------------------------------------------------

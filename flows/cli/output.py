@@ -25,6 +25,27 @@ def table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
+def span(seconds: float | None) -> str | None:
+    """A length of time for people: 90 s, 12 min, 5 h, 12 days."""
+    if seconds is None:
+        return None
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
+
+
+def ago(at: float | None, now: float) -> str | None:
+    """How long ago that was (Unix seconds)."""
+    return None if at is None else f"{span(max(0.0, now - at))} ago"
+
+
+def ahead(at: float | None, now: float) -> str | None:
+    """In how long that will be (Unix seconds)."""
+    return None if at is None else f"in {span(max(0.0, at - now))}"
+
+
 class Bar:
     """A progress bar on a terminal's stderr; silent elsewhere."""
 

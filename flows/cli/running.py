@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-from truing.flows.cli.output import note, result, table
+from truing.flows.cli.output import ago, ahead, note, result, span, table
 
 if TYPE_CHECKING:
     from truing.infra.settings import Settings
@@ -27,7 +27,7 @@ def add(verbs: Verbs, common: argparse.ArgumentParser) -> None:
 def do_up(args: argparse.Namespace, settings: Settings) -> int:
     from truing.infra.keys import keyring
     from truing.infra.stack import Stack
-    from truing.infra.status import LOCKS, status
+    from truing.infra.status import locks, status
 
     begun = time.monotonic()
     parts = tuple(name.strip() for name in args.only.split(",")) if args.only else None
@@ -42,7 +42,7 @@ def do_up(args: argparse.Namespace, settings: Settings) -> int:
         f"  answers            {settings.gateway_url}",
         f"  events             Kafka at {settings.kafka.bootstrap}",
     ]
-    note(LOCKS.format(keys=settings.keys))
+    note(locks(settings))
     text = "\n".join([said, *where] if started else [said, told(found)])
     result(found | {"started": started, "seconds": round(seconds, 1)}, text, as_json=args.json)
     return 0
@@ -70,6 +70,7 @@ def do_status(args: argparse.Namespace, settings: Settings) -> int:
 
 def told(found: dict[str, Any]) -> str:
     """The status for people."""
+    now = time.time()
     lines = [
         table(
             ("part", "state", "pid", "up", "MB", ""),
@@ -78,7 +79,7 @@ def told(found: dict[str, Any]) -> str:
                     part["part"],
                     part["state"] if part["healthy"] or not part["pid"] else f"{part['state']}, no answer",
                     part["pid"],
-                    _span(part["up_s"]),
+                    span(part["up_s"]),
                     part["memory_mb"],
                     part["where"],
                 )
@@ -94,7 +95,7 @@ def told(found: dict[str, Any]) -> str:
         lag = found["lag"]
         lines.append(f"{lag['topic']}: {lag['landed']:,} landed, {lag['behind']:,} behind")
     if found["runs"]:
-        shown = [(one["run"], one["last"], _ago(one["at"]), _in(one["next"])) for one in found["runs"]]
+        shown = [(one["run"], one["last"], ago(one["at"], now), ahead(one["next"], now)) for one in found["runs"]]
         lines += ["", table(("run", "last", "", "next"), shown)]
     disk = found["disk"]
     lines += ["", f"{found['memory_mb']} MB memory, {disk['used_mb']} MB on disk, {disk['free_mb']} MB free, {found['data']}"]
@@ -121,19 +122,3 @@ def _problem(one: dict[str, Any]) -> list[str]:
         why = waiting["reason"] if len(waiting["reason"]) <= 100 else waiting["reason"][:99] + "…"
         lines.append(f"  version {waiting['version']} waits: {waiting['outcome']}" + (f", {why}" if why else ""))
     return lines
-
-
-def _span(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
-
-
-def _ago(at: float | None) -> str | None:
-    return None if at is None else f"{_span(max(0.0, time.time() - at))} ago"
-
-
-def _in(at: float | None) -> str | None:
-    return None if at is None else f"in {_span(max(0.0, at - time.time()))}"
