@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from truing.tasks.records import Approval, Cause, Release, Verdict
+import msgspec
+
+from truing.tasks.records import Approval, Cause, Release, Standing, Verdict
 from truing.tasks.seal import digest
 
 
 def release_of(
     verdict: Verdict,
-    approval: Approval,
+    approval: Approval | Standing,
     *,
     version: str,
     name: str,
@@ -18,54 +20,70 @@ def release_of(
     environment: Mapping[str, str],
     now: float,
     lasts_s: float | None = None,
+    floor: int = 0,
+    asked: str | None = None,
 ) -> Release:
-    """The statement for an approved verdict, one after the last of `past` (by rising sequence; empty = genesis).
+    """The statement for an approved verdict, with the next number after `past` (by rising sequence) and after `floor`.
 
-    `lasts_s` is how long the gateway may serve it, in seconds; None = no end. It never outlives the approval it rests on.
+    Genesis is a release before which no number was ever given. `lasts_s` is how long the gateway may serve it, in seconds; None
+    = no end. It never outlives a decision with an end, on which it rests; a standing approval's end only ends new releases.
     """
-    last = past[-1] if past else None
-    ends = [end for end in (approval.expires, now + lasts_s if lasts_s is not None else None) if end is not None]
+    own_end = approval.expires if isinstance(approval, Approval) else None
+    ends = [end for end in (own_end, now + lasts_s if lasts_s is not None else None) if end is not None]
+    before = highest(past, floor)
     return Release(
         problem=verdict.problem,
         name=name,
         version=version,
-        sequence=last.sequence + 1 if last else 1,
+        sequence=before + 1,
         payload=verdict.candidate,
         verdict=digest(verdict),
         approval=digest(approval),
         dataset=verdict.dataset,
         policy=verdict.policy,
         environment=dict(environment),
-        cause=Cause.PROMOTE if last else Cause.GENESIS,
-        replaces=last.sequence if last else None,
+        cause=Cause.PROMOTE if before else Cause.GENESIS,
+        replaces=before or None,
         at=now,
         expires=min(ends) if ends else None,
         reason=approval.reason,
+        asked=asked,
     )
 
 
-def rollback_of(old: Release, last: Release, *, name: str, reason: str, environment: Mapping[str, str], now: float) -> Release:
-    """A new statement over an old payload: its own verdict and approval, the next sequence, no end of its own.
+def rollback_of(
+    old: Release,
+    last: Release,
+    *,
+    name: str,
+    reason: str,
+    environment: Mapping[str, str],
+    now: float,
+    floor: int = 0,
+    asked: str | None = None,
+) -> Release:
+    """A new statement over an old payload: its own verdict and approval, the next number, no end of its own.
 
     An emergency exit must stay open after the old approval has run out, so expiry is not carried over.
     """
-    return Release(
-        problem=old.problem,
+    before = highest([last], floor)
+    return msgspec.structs.replace(
+        old,
         name=name,
-        version=old.version,
-        sequence=last.sequence + 1,
-        payload=old.payload,
-        verdict=old.verdict,
-        approval=old.approval,
-        dataset=old.dataset,
-        policy=old.policy,
+        sequence=before + 1,
         environment=dict(environment),
         cause=Cause.ROLLBACK,
-        replaces=last.sequence,
+        replaces=before,
         at=now,
         expires=None,
         reason=reason,
+        asked=asked,
     )
+
+
+def highest(past: Sequence[Release], floor: int = 0) -> int:
+    """The last number given: the next release's is one more. 0 = none ever was."""
+    return max(floor, past[-1].sequence if past else 0)
 
 
 def release_name(problem: str, sequence: int) -> str:

@@ -1,6 +1,7 @@
-"""What should be released, if anything: pure plans. The steward signs them, attaches them and moves `champion`.
+"""What should be released, if anything: pure plans. The steward signs them, books them and has them served.
 
-Plans can be made again after a crash at any point: the same approval, or the same request, gives the very same statement.
+An act asks for one release at most: an approval is known by its digest, a request by the digest of its audit record. Order is
+the audit's, never a clock's: two processes' clocks need not agree, and one may jump.
 """
 
 from __future__ import annotations
@@ -9,10 +10,23 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from truing.tasks.records import Approval, Cause, Refusal, Release, Verdict
-from truing.tasks.release.manifest import release_name, release_of, rollback_of
-from truing.tasks.release.versions import Rollback
-from truing.tasks.seal import APPROVAL_TYPE, RELEASE_TYPE, VERDICT_TYPE, Facts, Keys, admit, digest, open_envelope, sign
+from truing.tasks.records import Approval, Cause, Refusal, Release, Standing, Verdict
+from truing.tasks.release.acts import Asked, Decision, Docket
+from truing.tasks.release.manifest import highest, release_name, release_of, rollback_of
+from truing.tasks.seal import (
+    APPROVAL_TYPE,
+    RELEASE_TYPE,
+    STANDING_TYPE,
+    VERDICT_TYPE,
+    Facts,
+    Keys,
+    admit,
+    digest,
+    open_envelope,
+    sign,
+)
+
+_FORWARD = (Cause.GENESIS, Cause.PROMOTE)
 
 
 def plan_promotion(
@@ -23,16 +37,19 @@ def plan_promotion(
     environment: Mapping[str, str],
     now: float,
     lasts_s: float | None = None,
+    floor: int = 0,
+    asked: str | None = None,
 ) -> Release | Refusal:
     """The release of this version, or why there is none.
 
-    `past` are all releases of the problem by rising sequence. An approval that was released already gives that release again as
-    long as it is the newest, and after that the Refusal `release.done`.
+    `past` are all releases of the problem by rising sequence, `floor` the highest number ever given, `asked` the digest of the
+    deciding act's audit record. An approval that was released already gives that release again as long as it is the newest, and
+    after that the Refusal `release.done`. `facts.champion` is the payload that serves, None when nothing does.
     """
     verdict = open_envelope(facts.verdict, Verdict, VERDICT_TYPE, keys.gate)
-    approval = open_envelope(facts.approval, Approval, APPROVAL_TYPE, keys.registry)
+    approval = _consent(facts, keys)
     if isinstance(approval, Approval):
-        done = [release for release in past if release.approval == digest(approval) and release.cause is not Cause.ROLLBACK]
+        done = [release for release in past if release.approval == digest(approval) and release.cause in _FORWARD]
         if done and done[-1] != past[-1]:
             return Refusal(
                 code="release.done",
@@ -46,53 +63,78 @@ def plan_promotion(
         return refusal
     if isinstance(verdict, Refusal) or isinstance(approval, Refusal):  # admit has opened both; for the type checker
         raise ValueError("expected a verdict and an approval after admit, got none; report this")
-    sequence = past[-1].sequence + 1 if past else 1
+    if facts.champion is None and verdict.champion is not None:
+        return Refusal(
+            code="verdict.stale",
+            reason=f"version {facts.version} was compared with a champion that was withdrawn since",
+            remedy="wait for the steward to judge it again",
+        )
     return release_of(
         verdict,
         approval,
         version=facts.version,
-        name=release_name(facts.problem, sequence),
+        name=release_name(facts.problem, highest(past, floor) + 1),
         past=past,
         environment=environment,
         now=now,
         lasts_s=lasts_s,
+        floor=floor,
+        asked=asked,
     )
 
 
+def _consent(facts: Facts, keys: Keys) -> Approval | Standing | Refusal:
+    """The person's word that would let it out: on this version, else in advance."""
+    if facts.approval is None and facts.standing is not None:
+        return open_envelope(facts.standing, Standing, STANDING_TYPE, keys.registry)
+    return open_envelope(facts.approval, Approval, APPROVAL_TYPE, keys.registry)
+
+
 def plan_rollback(
-    asked: Rollback,
+    asked: Asked,
     facts: Facts,
     *,
     past: Sequence[Release],
     environment: Mapping[str, str],
     now: float,
+    floor: int = 0,
+    known: int = 0,
+    decision: Decision | None = None,
 ) -> Release | Refusal:
     """The new release over an old payload that a person asked for, or why there is none.
 
-    `facts` are of the version to go back to (its bytes hashed now). A request that was carried out gives its release again
-    while that is the newest, then the Refusal `rollback.done`.
+    `facts` are of the version to go back to (its bytes hashed now), `decision` the word that stands on it, `known` how far the
+    audit went when the newest release was signed. A request that was carried out gives its release again while that is the
+    newest, then the Refusal `rollback.done`.
     """
-    own = [release for release in past if release.version == asked.version]
+    done = [release for release in past if release.asked == asked.line]
+    if done and done[-1] == past[-1]:
+        return done[-1]
+    if done:
+        return Refusal(
+            code="rollback.done",
+            reason=f"the rollback to version {asked.version} was release {done[-1].sequence}",
+            remedy="ask again to go back once more",
+        )
+    own = [release for release in past if release.version == asked.version and release.cause is not Cause.WITHDRAW]
     if not own:
         return Refusal(
             code="rollback.unreleased",
             reason=f"version {asked.version} of {facts.problem} was never released",
             remedy="name a version that was",
         )
-    done = [release for release in own if release.cause is Cause.ROLLBACK and release.at >= asked.at]
-    if done:
-        if done[0] == past[-1]:
-            return done[0]
-        return Refusal(
-            code="rollback.done",
-            reason=f"the rollback to version {asked.version} was release {done[0].sequence}",
-            remedy="ask again to go back once more",
-        )
-    if past[-1].at > asked.at:
+    if known > asked.n:
         return Refusal(
             code="rollback.late",
             reason=f"release {past[-1].sequence} went out after the rollback to version {asked.version} was asked for",
             remedy="ask again if it still is to go back",
+        )
+    if decision is not None and decision.approval.decision != "approved":
+        return Refusal(
+            code="rollback.revoked",
+            reason=f"version {asked.version} was {decision.approval.decision} by {' and '.join(decision.approval.by)}"
+            + (f": {decision.approval.reason}" if decision.approval.reason else ""),
+            remedy="go back to another version, or approve this one anew",
         )
     if facts.version != asked.version or facts.payload != own[-1].payload:
         return Refusal(
@@ -103,11 +145,61 @@ def plan_rollback(
     return rollback_of(
         own[-1],
         past[-1],
-        name=release_name(facts.problem, past[-1].sequence + 1),
+        name=release_name(facts.problem, highest(past, floor) + 1),
         reason=asked.reason,
         environment=environment,
         now=now,
+        floor=floor,
+        asked=asked.line,
     )
+
+
+def taken_back(docket: Docket, past: Sequence[Release]) -> Decision | None:
+    """The revocation that what serves now falls under and that was not carried out yet."""
+    if not past or past[-1].cause is Cause.WITHDRAW:
+        return None
+    decision = docket.decision(past[-1].version)
+    if decision is None or decision.approval.decision != "revoked":
+        return None
+    return None if any(release.asked == decision.line for release in past) else decision
+
+
+def fallbacks(docket: Docket, past: Sequence[Release]) -> list[Release]:
+    """What may come back when the newest release falls: earlier ones of other versions whose approval stands, newest first."""
+    found: dict[str, Release] = {}
+    for release in reversed(past[:-1]):
+        decision = docket.decision(release.version)
+        stands = decision is None or decision.approval.decision == "approved"
+        if release.cause is not Cause.WITHDRAW and release.version != past[-1].version and stands:
+            found.setdefault(release.version, release)
+    return list(found.values())
+
+
+def plan_withdrawal(
+    decision: Decision,
+    back: Release | None,
+    *,
+    past: Sequence[Release],
+    environment: Mapping[str, str],
+    now: float,
+    floor: int = 0,
+) -> Release:
+    """The release that ends the newest one because its approval was revoked: `back` in its place, or nothing."""
+    approval, serving = decision.approval, past[-1]
+    who = f"approval of version {serving.version} revoked by {' and '.join(approval.by)}"
+    reason = who + (f": {approval.reason}" if approval.reason else "")
+    name = release_name(serving.problem, highest(past, floor) + 1)
+    made = rollback_of(
+        back or serving,
+        serving,
+        name=name,
+        reason=reason,
+        environment=environment,
+        now=now,
+        floor=floor,
+        asked=decision.line,
+    )
+    return made if back is not None else msgspec.structs.replace(made, cause=Cause.WITHDRAW)
 
 
 def check(
@@ -115,5 +207,5 @@ def check(
 ) -> Refusal | None:
     """Would guard and gateway admit this plan once signed? Asked before anything is attached."""
     signed = msgspec.structs.replace(facts, release=sign(release, RELEASE_TYPE, private_key))
-    act = "serve" if release.cause is Cause.ROLLBACK else "promote"
+    act = "promote" if release.cause in _FORWARD else "serve"
     return admit(signed, act, keys=keys, now=now, floor_sequence=floor_sequence)
