@@ -108,7 +108,10 @@ class Keeper:
         if 0 < count < FEW:
             self.stop.wait(self.settings.ingest.linger_ms / 1000)
         while more and count < most:
-            more = self.reader.poll(1, most - count)
+            try:
+                more = self.reader.poll(1, most - count)
+            except Unavailable:  # what was read lands first: the reader stands behind it; the next poll says it again
+                break
             count += sum(len(chunk.records) for chunk in more)
             chunks = chunks + more
         return chunks

@@ -238,6 +238,27 @@ def test_sigkill_in_mid_stream_neither_loses_nor_doubles(site: Site, tmp_path: P
 
 
 @pytest.mark.services
+def test_what_was_read_before_the_broker_went_away_lands(site: Site) -> None:
+    """Intake has read ten messages and waits for more in the same commit; the broker ends meanwhile."""
+    waiting = site.settings.ingest.model_copy(update={"linger_ms": 3000})
+    site.settings = site.settings.model_copy(update={"ingest": waiting})
+    keeper = site.keeper()
+    runs = threading.Thread(target=keeper.run)
+    runs.start()
+    try:
+        site.send(*(site.prediction(n) for n in range(10)))
+        until(lambda: sum(place.offset for place in keeper.reader.places.values()) == 10)
+        assert keeper.tally["landed"] == 0
+        site.broker.terminate()
+        site.broker.wait(20)
+        until(lambda: keeper.tally["landed"] == 10)
+    finally:
+        keeper.stop.set()
+        runs.join()
+    assert Counter(Vault(site.settings.vault).landing()["prediction_id"]) == Counter(f"p{n}" for n in range(10))
+
+
+@pytest.mark.services
 def test_there_is_one_keeper_for_one_data_folder(site: Site) -> None:
     first = site.keeper()
     with pytest.raises(Busy, match=r"^expected no other keeper on [^\n]+$"):
