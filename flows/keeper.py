@@ -2,7 +2,7 @@
 
     intake   poll → judge → one Delta commit with the offsets in it        (10 to 20 ms a commit; nothing else on this thread)
     joins    landed events → rows and holdout; counts labels; compacts     (at most every `ingest.join_every_s`)
-    errands  control topic and counts → runs of deployments; trims the embedded broker; signs of life
+    errands  control topic and counts → runs of deployments; trims the topic; signs of life
 
 Prefect is not needed here: `ingest.py` shows segments of this work as flow runs, `always.py` is the process around both.
 """
@@ -244,7 +244,7 @@ class Keeper:
                     self.log(f"intake gave no sign for {HUNG_S:.0f} s; ending, to be started again")
                     os._exit(1)
                 self._beat()
-            if kafka.broker == "embedded" and kafka.trim and now - trimmed > TRIM_S:
+            if kafka.trims and now - trimmed > TRIM_S:
                 trimmed = now
                 floor = self._trim(floor)
         control.close()
@@ -268,7 +268,7 @@ class Keeper:
             self.log(text)
 
     def _trim(self, floor: dict[str, int]) -> dict[str, int]:
-        """The embedded broker rewrites all it holds each second: let it forget what has landed, but for the last record."""
+        """Let the broker forget what has landed, but for the last record: what stands there tells this log from another."""
         upto: dict[int, int] = {}
         for app, offset in list(self._recorded.items()):
             partition, epoch = (int(part) for part in app.rsplit(":", 2)[1:])

@@ -1,15 +1,18 @@
-"""The broker that `truing up` starts, or your own (`TRUING_KAFKA_BOOTSTRAP`): its command, its topics, and how it is reached.
+"""The broker: its command if `truing up` starts it, its topics, and how it is reached. One of three, by `kafka.broker`.
 
-The embedded one (noida-db, a single binary of 6 MiB) is for laptops and tests. What it does not promise: it writes its log to
-disk about once a second, so a SIGKILL forgets what it acknowledged in the last one; it never evicts a killed member of a group;
-it ignores byte limits of a fetch, so reading slows down over long backlogs. Everything here keeps clear of these: readers
-`assign()`, positions live in the lake, producers send again, and a log that became shorter is read as a new epoch.
+`kafka` is a single Apache Kafka from jars of yours (`TRUING_KAFKA_HOME`, see apache.py), `external` a cluster of your own
+(`TRUING_KAFKA_BOOTSTRAP`). `embedded` (noida-db, a single binary of 6 MiB) is for laptops and tests. What it does not promise:
+it writes its log to disk about once a second, so a SIGKILL forgets what it acknowledged in the last one; it never evicts a
+killed member of a group; it ignores byte limits of a fetch, so reading slows down over long backlogs. Everything here keeps
+clear of these: readers `assign()`, positions live in the lake, producers send again, and a log that became shorter is read as a
+new epoch.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
+import sys
 import time
 from importlib.resources import files
 from importlib.util import find_spec
@@ -30,13 +33,15 @@ def address(settings: Settings) -> tuple[str, int]:
 
 
 def command(settings: Settings) -> list[str]:
-    """How the embedded broker is started; it runs in the foreground and ends well on SIGTERM.
+    """How our broker is started; it runs in the foreground, with the settings in its environment, and ends well on SIGTERM.
 
-    Makes the data folder. Raises SettingsError when the settings name an external broker, Unavailable when the binary is not
-    installed or the folder can't be made.
+    Makes the embedded one's data folder. Raises SettingsError when the settings name an external broker, Unavailable when the
+    binary is not installed or the folder can't be made.
     """
-    if settings.kafka.broker != "embedded":
-        raise SettingsError(f"setting kafka.broker: expected embedded, got {settings.kafka.broker!r}; yours is started by you")
+    if settings.kafka.broker == "external":
+        raise SettingsError("setting kafka.broker: expected embedded or kafka, got 'external'; yours is started by you")
+    if settings.kafka.broker == "kafka":
+        return [sys.executable, "-m", "truing.infra.apache"]
     host, port = address(settings)
     if find_spec("noida_db") is None:
         raise Unavailable("expected the embedded broker (package noida-db), found none; install truing[loop] or name your own")
@@ -62,7 +67,7 @@ def command(settings: Settings) -> list[str]:
 
 
 def check_free(settings: Settings) -> None:
-    """Raises Unavailable, in one line, when something else has the embedded broker's port."""
+    """Raises Unavailable, in one line, when something else has our broker's port."""
     host, port = address(settings)
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

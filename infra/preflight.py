@@ -30,6 +30,8 @@ def check(settings: Settings, parts: tuple[Program, ...]) -> None:
             )
         seen[part.port] = part.name
         check_port(settings.host, part.port, part.name, part.setting)
+    if settings.kafka.broker == "kafka" and any(part.name == "broker" for part in parts):
+        _apache(settings, seen)
     if settings.kafka.broker == "external" and not reachable(settings.kafka.bootstrap, 5.0):
         raise Unavailable(
             f"expected a Kafka broker at {settings.kafka.bootstrap}, got no answer; start it, correct "
@@ -40,6 +42,19 @@ def check(settings: Settings, parts: tuple[Program, ...]) -> None:
         raise Unavailable(
             f"{settings.data}: expected {FREE_BYTES >> 20} MB free, got {free >> 20} MB; free some or set TRUING_DATA"
         )
+
+
+def _apache(settings: Settings, seen: dict[int, str]) -> None:
+    """Java, jars, and the second port of a Kafka that we start."""
+    from truing.infra import apache
+
+    apache.check(settings)
+    port = apache.controller_port(settings)
+    if port in seen:
+        raise Unavailable(
+            f"port {port}: expected one part on it, got {seen[port]} and the broker's controller; set TRUING_KAFKA__CONTROLLER"
+        )
+    check_port(apache.CONTROLLER_HOST, port, "the broker's controller", "TRUING_KAFKA__CONTROLLER")
 
 
 def reachable(bootstrap: str, timeout: float) -> bool:

@@ -17,7 +17,7 @@ class Program(Record, frozen=True):
     """One supervised process. `server` parts are stopped after those that talk to them."""
 
     name: str
-    command: tuple[str, ...]  # empty: the embedded broker's, which makes its folder when asked for
+    command: tuple[str, ...]  # empty: the broker's; the embedded one makes its folder when asked for
     port: int | None = None
     setting: str = ""  # the environment variable that moves the port
     url: str | None = None  # answers 2xx when healthy
@@ -30,7 +30,7 @@ def programs(settings: Settings) -> tuple[Program, ...]:
     python = sys.executable
     uvicorn = (python, "-m", "uvicorn", "--factory", "--host", settings.host, "--no-access-log", "--log-level", "warning")
     found: list[Program] = []
-    if settings.kafka.broker == "embedded":
+    if settings.kafka.broker != "external":
         port = int(settings.kafka.bootstrap.rpartition(":")[2])
         found.append(
             Program(
@@ -39,7 +39,7 @@ def programs(settings: Settings) -> tuple[Program, ...]:
                 port=port,
                 setting="TRUING_KAFKA__BOOTSTRAP",
                 server=True,
-                says=f"Kafka at {settings.kafka.bootstrap}",
+                says=f"{'Apache ' if settings.kafka.broker == 'kafka' else ''}Kafka at {settings.kafka.bootstrap}",
             )
         )
     ports = settings.ports

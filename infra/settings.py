@@ -1,6 +1,7 @@
 """The one settings face: every value that differs between a laptop and a cluster, each with a default that needs no set-up.
 
-Priority: command line > environment (`TRUING_KAFKA__BOOTSTRAP`, also `TRUING_KAFKA_BOOTSTRAP`) > truing.toml > default.
+Priority: command line > environment (`TRUING_KAFKA__BOOTSTRAP`) > truing.toml > default. Two short forms say which broker:
+`TRUING_KAFKA_BOOTSTRAP` yours, `TRUING_KAFKA_HOME` an Apache Kafka started here; with `TRUING_KAFKA__BROKER` they only fill in.
 Only this file reads the environment. Gate thresholds are policy, not settings.
 """
 
@@ -27,16 +28,28 @@ class _Part(BaseModel):
 
 
 class Kafka(_Part):
-    broker: Literal["embedded", "external"] = Field("embedded", description="started by `truing up`, or your own")
+    broker: Literal["embedded", "kafka", "external"] = Field(
+        "embedded", description="embedded, or kafka (Apache Kafka from kafka.home): `truing up` starts them; external: yours"
+    )
     bootstrap: str = Field("127.0.0.1:8492", description="host:port of the broker")
     topic: str = Field("user-events", description="events in")
     control: str = Field("truing-control", description="announcements out, run.requested in")
     partitions: int = Field(3, ge=1, description="partitions when the topic is created here")
-    trim: bool = Field(True, description="the embedded broker forgets what has landed: it rewrites all it holds each second")
+    home: Path | None = Field(None, description="Apache Kafka 4 or newer, for broker=kafka: unpacked, or a folder of its jars")
+    java: str = Field("java", description="Java 17 or newer for it: a name on the path, or a file")
+    heap: str = Field("512m", pattern=r"^[1-9][0-9]*[kKmMgG]$", description="its Java heap")
+    controller: int | None = Field(None, ge=1, le=65535, description="its controller's port on loopback; else bootstrap's + 1")
+    trim: bool | None = Field(
+        None, description="delete what has landed from the topic; default: if embedded, which rewrites all it holds each second"
+    )
     group: str = Field("truing", description="name of the reader in the lake's app transactions")
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT", description="as in Kafka")
     sasl_username: str | None = Field(None, description="for SASL/PLAIN")
     sasl_password: SecretStr | None = Field(None, description="for SASL/PLAIN")
+
+    @property
+    def trims(self) -> bool:
+        return self.broker == "embedded" if self.trim is None else self.trim
 
 
 class Ports(_Part):
@@ -224,12 +237,7 @@ class Settings(BaseSettings):
 
 def load(**overrides: Any) -> Settings:
     """Settings of this process; `overrides` come from the command line. Raises SettingsError in one line."""
-    short = os.environ.get("TRUING_KAFKA_BOOTSTRAP")
-    if short:  # the documented short form: naming a broker means using it
-        kafka = dict(overrides.get("kafka", {}))
-        kafka.setdefault("bootstrap", short)
-        kafka.setdefault("broker", "external")
-        overrides["kafka"] = kafka
+    overrides["kafka"] = _short_forms(dict(overrides.get("kafka", {})))
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
@@ -239,7 +247,27 @@ def load(**overrides: Any) -> Settings:
         got = "" if secret else f", got {first.get('input')!r}"
         where = f"setting {key}: " if key else ""
         raise SettingsError(f"{where}{first['msg'].lower()}{got}; see `truing up --help` or truing.toml") from None
-    return settings.model_copy(update={"data": settings.data.resolve(), "problems": settings.problems.resolve()})
+    found: dict[str, Any] = {"data": settings.data.resolve(), "problems": settings.problems.resolve()}
+    if settings.kafka.home is not None:
+        found["kafka"] = settings.kafka.model_copy(update={"home": settings.kafka.home.expanduser().resolve()})
+    return settings.model_copy(update=found)
+
+
+def _short_forms(kafka: dict[str, Any]) -> dict[str, Any]:
+    """`kafka` of the command line, filled up from the short forms: naming a broker means using it. Raises SettingsError."""
+    bootstrap, home = os.environ.get("TRUING_KAFKA_BOOTSTRAP"), os.environ.get("TRUING_KAFKA_HOME")
+    if not (kafka.get("broker") or os.environ.get("TRUING_KAFKA__BROKER")):
+        if bootstrap and home:
+            raise SettingsError(
+                "expected TRUING_KAFKA_BOOTSTRAP (your own broker) or TRUING_KAFKA_HOME (a Kafka that is started here), got "
+                "both; unset one, or say which by TRUING_KAFKA__BROKER=external or kafka"
+            )
+        if bootstrap or home:
+            kafka["broker"] = "external" if bootstrap else "kafka"
+    for name, value in (("bootstrap", bootstrap), ("home", home)):
+        if value:
+            kafka.setdefault(name, value)
+    return kafka
 
 
 @lru_cache(maxsize=1)

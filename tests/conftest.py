@@ -13,6 +13,7 @@ import pytest
 from truing.infra import settings as settings_module
 from truing.infra.keys import Keyring
 from truing.infra.settings import Settings
+from truing.tasks.errors import TruingError
 from truing.tasks.policy import Policy, load_policy
 from truing.tasks.problem import Problem, load_problem
 
@@ -84,6 +85,39 @@ def settings_in() -> Callable[..., Settings]:
         return settings_module.load(**given)
 
     return make
+
+
+def no_apache() -> str | None:
+    """Why Apache Kafka can't be started here, None if it can: it is not ours to install, so TRUING_KAFKA_HOME names one."""
+    from truing.infra import apache
+
+    try:
+        apache.check(settings_module.load(kafka={"broker": "kafka"}))
+    except TruingError as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture(scope="session")
+def on_apache(settings_in: Callable[..., Settings]) -> Callable[..., Settings]:
+    """`settings_in` with an Apache Kafka that is started here."""
+    reason = no_apache()
+    if reason:
+        pytest.skip(reason)
+
+    def make(folder: Path, **more: Any) -> Settings:
+        port, controller = free_ports(2)
+        kafka = {"broker": "kafka", "bootstrap": f"127.0.0.1:{port}", "controller": controller}
+        return settings_in(folder, kafka=kafka, **more)
+
+    return make
+
+
+@pytest.fixture(params=["embedded", "kafka"])
+def on_each_broker(request: pytest.FixtureRequest, settings_in: Callable[..., Settings]) -> Callable[..., Settings]:
+    """`settings_in`, once with each broker that `truing up` starts."""
+    made: Callable[..., Settings] = settings_in if request.param == "embedded" else request.getfixturevalue("on_apache")
+    return made
 
 
 @pytest.fixture(scope="session")

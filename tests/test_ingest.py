@@ -54,8 +54,9 @@ class Site:
         self.ring.create([f"adult.{source}" for source in problem.sources])
         self.wire = self.ring.read("wire")
         null = subprocess.DEVNULL
-        self.broker = subprocess.Popen(broker.command(settings), stdout=null, stderr=null)
-        broker.wait_for(settings, 10)
+        environment = child_environment(settings)
+        self.broker = subprocess.Popen(broker.command(settings), env=environment, stdout=null, stderr=null)
+        broker.wait_for(settings, 60)
         broker.ensure_topics(settings)
         self.events = Publisher(broker.connection(settings), settings.kafka.topic)
         self.control = Publisher(broker.connection(settings), settings.kafka.control, linger_ms=0)
@@ -66,7 +67,7 @@ class Site:
         self.events.close()
         self.control.close()
         self.broker.terminate()
-        self.broker.wait(10)
+        self.broker.wait(20)
 
     def send(self, *messages: Message) -> None:
         self.events.publish(messages)
@@ -110,8 +111,8 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, settings_in: Callable[..., Settings], problem: Problem) -> Iterator[Site]:
-    one = Site(settings_in(tmp_path, ingest={"join_every_s": 0.1}), problem)
+def site(tmp_path: Path, on_each_broker: Callable[..., Settings], problem: Problem) -> Iterator[Site]:
+    one = Site(on_each_broker(tmp_path, ingest={"join_every_s": 0.1}), problem)
     try:
         yield one
     finally:

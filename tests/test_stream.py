@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from truing.infra import broker
-from truing.infra.settings import Settings
+from truing.infra.settings import Settings, child_environment
 from truing.tasks.errors import SettingsError, Unavailable
 from truing.tasks.events.stream import Chunk, Place, Publisher, Reader
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.services
 
 
 class Broker:
-    """The embedded broker as a process of this test."""
+    """A broker as a process of this test."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -28,28 +28,50 @@ class Broker:
 
     def start(self) -> None:
         null = subprocess.DEVNULL
-        self.process = subprocess.Popen(broker.command(self.settings), stdout=null, stderr=null)
-        broker.wait_for(self.settings, 10)
+        environment = child_environment(self.settings)
+        self.process = subprocess.Popen(broker.command(self.settings), env=environment, stdout=null, stderr=null)
+        broker.wait_for(self.settings, 60)
         broker.ensure_topics(self.settings)
 
     def stop(self, *, kill: bool = False) -> None:
         if self.process is not None:
             self.process.kill() if kill else self.process.terminate()
-            self.process.wait(10)
+            self.process.wait(20)
             self.process = None
 
     def publish(self, *values: bytes, key: bytes = b"k") -> None:
-        publisher = Publisher(broker.connection(self.settings), self.settings.kafka.topic, linger_ms=0)
+        publisher = Publisher(broker.connection(self.settings), self.settings.kafka.topic, linger_ms=50)  # one call, one batch
         publisher.publish([(key, value) for value in values])
         publisher.close()
+
+    @property
+    def forgets(self) -> bool:
+        """Does SIGKILL cost it what it acknowledged last?"""
+        return self.settings.kafka.broker == "embedded"
+
+    def spoil(self, old: bytes, new: bytes) -> None:
+        """Change bytes of the only partition in the stopped broker's file, behind the back of the batch's checksum."""
+        folder = self.settings.data / "broker"
+        if self.settings.kafka.broker == "kafka":
+            path = folder / "log" / f"{self.settings.kafka.topic}-0" / f"{0:020d}.log"
+            stored = path.read_bytes()
+            assert stored.count(old) == 1
+            path.write_bytes(stored.replace(old, new))
+            return
+        path = folder / "kafka.json"
+        whole = json.loads(path.read_text())
+        topic = next(body for name, body in whole["topics"] if name == self.settings.kafka.topic)
+        for _, raw in topic["partitions"][0][1]["record_batches"]:
+            raw[:] = bytes(raw).replace(old, new)
+        path.write_text(json.dumps(whole))
 
     def reader(self, places: dict[int, Place] | None = None) -> Reader:
         return Reader(broker.connection(self.settings), self.settings.kafka.topic, places)
 
 
 @pytest.fixture
-def kafka(tmp_path: Path, settings_in: Callable[..., Settings]) -> Iterator[Broker]:
-    settings = settings_in(tmp_path)
+def kafka(tmp_path: Path, on_each_broker: Callable[..., Settings]) -> Iterator[Broker]:
+    settings = on_each_broker(tmp_path)
     one = settings.kafka.model_copy(update={"partitions": 1})
     running = Broker(settings.model_copy(update={"kafka": one}))
     running.start()
@@ -117,8 +139,11 @@ def test_a_log_that_grew_again_past_the_loss_is_found_out_by_its_anchor(kafka: B
     reader.close()
 
 
-def test_a_killed_broker_that_forgot_what_was_read_is_noticed_and_read_on(kafka: Broker) -> None:
-    """The embedded broker saves once a second: what is sent right before SIGKILL is gone, and sent again by its sender."""
+def test_a_killed_broker_is_read_on_and_what_it_forgot_is_noticed(kafka: Broker) -> None:
+    """The embedded broker saves once a second: what is sent right before SIGKILL is gone, and sent again by its sender.
+
+    Apache Kafka gives what it acknowledged to the system at once: a killed process forgets none of it, so no new epoch begins.
+    """
     kafka.publish(message(0))
     time.sleep(2.5)
     reader = kafka.reader()
@@ -133,6 +158,8 @@ def test_a_killed_broker_that_forgot_what_was_read_is_noticed_and_read_on(kafka:
     while reader.lag():
         seen += read(reader, 1)
     assert set(values(seen)) >= set(new)
+    if not kafka.forgets:
+        assert (values(seen), reader.places[0].epoch, reader.notes) == ([*new, *late], 0, [])
     reader.close()
 
 
@@ -156,14 +183,7 @@ def test_a_batch_with_a_wrong_checksum_becomes_dead_letters_and_reading_goes_on(
     for first in (0, 3, 6):
         kafka.publish(*(message(n) for n in range(first, first + 3)))
     kafka.stop()
-    path = kafka.settings.data / "broker" / "kafka.json"
-    stored = json.loads(path.read_text())
-    topic = next(body for name, body in stored["topics"] if name == kafka.settings.kafka.topic)
-    batches = topic["partitions"][0][1]["record_batches"]
-    spoilt = next(raw for base, raw in batches if base == 3)
-    at = bytes(spoilt).index(b"e4")
-    spoilt[at] = ord("E")
-    path.write_text(json.dumps(stored))
+    kafka.spoil(b"e4", b"E4")
     kafka.start()
     reader = kafka.reader()
     chunks = read(reader, 9)

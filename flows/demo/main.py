@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from truing.flows.demo.adult import read_adult
 from truing.flows.demo.world import Case, Scenario, World
 from truing.flows.demo.world import Word as Said
+from truing.infra.apache import controller_port
 from truing.infra.catalog import chosen
 from truing.infra.client import Answer, Client, Word, correction, rating
 from truing.infra.control import request
@@ -395,15 +396,17 @@ def summary(demo: Demo) -> None:
 def with_free_ports(settings: Settings) -> Settings:
     """The settings as they are where their ports are free, else with any free ones: a demo need not wait for another stack."""
     wanted = [settings.ports.gateway, settings.ports.registry, settings.ports.prefect]
-    embedded = settings.kafka.broker == "embedded"
-    if embedded:
+    ours = settings.kafka.broker != "external"
+    if ours:
         wanted.append(int(settings.kafka.bootstrap.rpartition(":")[2]))
+    if settings.kafka.broker == "kafka":
+        wanted.append(controller_port(settings))
     if all(free(settings.host, port) for port in wanted):
         return settings
     found = free_ports(settings.host, len(wanted))
     ports = settings.ports.model_copy(update={"gateway": found[0], "registry": found[1], "prefect": found[2]})
-    kafka = settings.kafka.model_copy(update={"bootstrap": f"{settings.host}:{found[3]}"}) if embedded else settings.kafka
-    return settings.model_copy(update={"ports": ports, "kafka": kafka})
+    moved = {"bootstrap": f"{settings.host}:{found[3]}", "controller": found[-1]} if ours else {}
+    return settings.model_copy(update={"ports": ports, "kafka": settings.kafka.model_copy(update=moved)})
 
 
 def near(path: Path) -> Path:
