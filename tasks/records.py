@@ -226,6 +226,7 @@ class Evaluation(Record, frozen=True):
     size_mb: float
     look: int = 1
     at: float = 0.0
+    drift: float | None = None  # share of all holdout rows (labelled or not) answered with another label than the anchor's
 
 
 class Clause(Record, frozen=True):

@@ -315,6 +315,17 @@ def test_cells_hold_every_slice_metric_and_model(problem: Problem) -> None:
     assert 0 < evaluation.flips < 0.2 and evaluation.forgetting.value is not None
 
 
+def test_drift_is_the_share_of_all_holdout_rows_answered_otherwise_than_by_the_anchor(problem: Problem) -> None:
+    """Labelled or not: half of the rows have no outcome here, and all of them count."""
+    frame = rows(problem).with_columns(target=pl.when(pl.int_range(pl.len()) % 2 == 0).then(pl.col("target")))
+    inputs = [json.loads(content) for content in frame["content"]]
+    moved = sum((one["new"] > 0.5) != (one["far"] > 0.5) for one in inputs)
+    assert weigh(frame, problem, anchor="far")[0].drift == pytest.approx(moved / len(inputs))
+    assert moved > 0
+    assert weigh(frame, problem, anchor="new")[0].drift == 0.0
+    assert weigh(frame, problem)[0].drift is None
+
+
 def test_latency_size_and_shift_are_what_was_handed_in(problem: Problem) -> None:
     ticks = iter([5.0, 5.5])
     inputs = {name: 1.0 for name in problem.inputs}

@@ -103,6 +103,7 @@ def compare(
 
     probability: dict[str, Floats] = {}
     answer: dict[str, Bools] = {}
+    said: dict[str, Any] = {}  # the labels answered
     asked: dict[str, str] = {}  # digest → name of the model already asked
     latency_ms = 0.0
     for name, model in zip(MODELS, (candidate, champion, none, anchor), strict=True):
@@ -112,10 +113,11 @@ def compare(
         if payload is None:
             raise DataError(f"digests: expected one for {name}, got none; pass its payload digest")
         if payload in asked:
-            probability[name], answer[name] = probability[asked[payload]], answer[asked[payload]]
+            same = asked[payload]
+            probability[name], answer[name], said[name] = probability[same], answer[same], said[same]
             continue
         begin = timer() if timer else 0.0
-        probability[name], answer[name] = _ask(name, model, inputs, problem)
+        probability[name], answer[name], said[name] = _ask(name, model, inputs, problem)
         if timer and name == "candidate" and inputs:
             latency_ms = (timer() - begin) * 1e6 / len(inputs)
         asked[payload] = name
@@ -152,6 +154,7 @@ def compare(
         size_mb=size_mb,
         look=look,
         at=now,
+        drift=float((said["candidate"] != said["anchor"]).mean()) if "anchor" in said and inputs else None,
     )
     return msgspec.structs.replace(evaluation, digest=digest(evaluation)), scores
 
@@ -192,9 +195,10 @@ def _due(rows: pl.DataFrame, problem: Problem, now: float) -> Bools:
     return np.asarray(asked + seconds(problem.maturity.outcome) <= now, dtype=bool)
 
 
-def _ask(name: str, model: Predictor, inputs: list[dict[str, Any]], problem: Problem) -> tuple[Floats, Bools]:
+def _ask(name: str, model: Predictor, inputs: list[dict[str, Any]], problem: Problem) -> tuple[Floats, Bools, Any]:
+    """Probability of the positive label, is it the answer, and the labels answered; one of each a row."""
     if not inputs:
-        return np.zeros(0), np.zeros(0, dtype=bool)
+        return np.zeros(0), np.zeros(0, dtype=bool), np.zeros(0, dtype=str)
     answers = model.predict(inputs)
     labels = list(getattr(model, "problem_labels", problem.labels))
     table = np.asarray(answers.probabilities, dtype=float)
@@ -203,9 +207,8 @@ def _ask(name: str, model: Predictor, inputs: list[dict[str, Any]], problem: Pro
             f"{name}: expected {len(inputs)} answers over {list(problem.labels)}, got {len(answers.labels)} with probabilities "
             f"{table.shape} over {labels}; the model belongs to another problem"
         )
-    return table[:, labels.index(problem.positive)], np.array(
-        [label == problem.positive for label in answers.labels], dtype=bool
-    )
+    said = np.array(answers.labels, dtype=str)
+    return table[:, labels.index(problem.positive)], said == problem.positive, said
 
 
 def _cells(scores: Scores) -> list[Cell]:
