@@ -9,7 +9,12 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import stat
+import struct
+import subprocess
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from truing.infra.keys import OFFICES, Keyring
@@ -38,18 +43,69 @@ def create_keys(settings: Settings, problems: dict[str, Problem]) -> None:
     Keyring(settings.keys).create(sources, approvers=settings.approvers, owners=owners)
 
 
+_REACH = """
+import os, sys
+above, *read = sys.argv[1:]
+for path, how in ((above, os.X_OK), *((path, os.R_OK) for path in read)):
+    if not os.access(path, how):
+        sys.exit(path)
+"""
+
+
+def reach(settings: Settings) -> None:
+    """Can every account run this interpreter, import this code, read the problems and pass to the data folder?
+
+    Raises Unavailable for the first that can't: its part would end with a traceback, or not start at all. SettingsError for
+    an account that is root's or another office's.
+    """
+    if os.geteuid() != 0:
+        raise Unavailable("accounts: expected to be started by root, which alone can become others; unset TRUING_ACCOUNTS__*")
+    offices: dict[int, str] = {0: "root"}
+    read = (Path(__file__), settings.problems, *settings.problems.glob("*/*.toml"))
+    asked = [str(path.resolve()) for path in (settings.data.resolve().parent, *read)]
+    for name in type(settings.accounts).model_fields:
+        user = _user(settings, name)
+        if user.pw_uid in offices:
+            raise SettingsError(
+                f"setting accounts.{name}: expected an account of its own, got that of {offices[user.pw_uid]}; name another"
+            )
+        offices[user.pw_uid] = name
+        try:
+            done = subprocess.run(  # noqa: S603 - our own interpreter
+                [sys.executable, "-I", "-S", "-c", _REACH, *asked],
+                user=user.pw_uid,
+                group=user.pw_gid,
+                extra_groups=os.getgrouplist(user.pw_name, user.pw_gid),
+                cwd="/",
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except PermissionError:
+            raise Unavailable(_out_of_reach(user.pw_name, os.path.realpath(sys.executable))) from None
+        if done.returncode:
+            raise Unavailable(_out_of_reach(user.pw_name, (done.stderr.strip().splitlines() or ["its files"])[-1]))
+
+
+def _out_of_reach(who: str, what: str) -> str:
+    return f"accounts: expected {who} to reach {what}, it can't; move it to where other users may pass, or `chmod o+x` the way"
+
+
 def prepare(settings: Settings, parts: Iterable[str], problems: dict[str, Problem]) -> None:
     """Keys and folders for these parts. Idempotent. Raises SettingsError, Unavailable in one line."""
-    if settings.accounts.separate and os.geteuid() != 0:
-        raise Unavailable("accounts: expected to be started by root, which alone can become others; unset TRUING_ACCOUNTS__*")
-    settings.data.mkdir(parents=True, exist_ok=True)
-    create_keys(settings, problems)
-    for part in parts:
-        settings.place(part).mkdir(parents=True, exist_ok=True)
-    settings.logs.mkdir(exist_ok=True)
-    (settings.data / "prefect").mkdir(exist_ok=True)
-    if settings.accounts.separate:
-        _hand_over(settings, parts)
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+        create_keys(settings, problems)
+        for part in parts:
+            settings.scratch(part).mkdir(parents=True, exist_ok=True)
+        settings.logs.mkdir(exist_ok=True)
+        (settings.data / "prefect").mkdir(exist_ok=True)
+        if settings.accounts.separate:
+            _hand_over(settings, parts)
+    except OSError as error:
+        raise Unavailable(
+            f"expected to lay out {error.filename or settings.data}, got: {error.strerror}; mend it or set TRUING_DATA"
+        ) from None
 
 
 def _hand_over(settings: Settings, parts: Iterable[str]) -> None:
@@ -65,20 +121,54 @@ def _hand_over(settings: Settings, parts: Iterable[str]) -> None:
         settings.data / "gateway": "gateway",
         settings.data / "outbox": "gateway",
         settings.data / "broker": "broker",
-        **{settings.place(part): office(part) for part in parts},
     }
     for folder, name in own.items():
-        _own(folder, _user(settings, name), 0o755 if folder.parent.name == "run" else 0o700)
+        _own(folder, _user(settings, name), 0o700)
+    for part in parts:
+        for folder in (settings.place(part), settings.scratch(part)):
+            _own(folder, _user(settings, office(part)), 0o700)
     keeper, lake = _user(settings, "ingest"), _lake(settings)
     _own(settings.vault, keeper, 0o2750, group=_vault(settings))
     _own(settings.lake, keeper, 0o2770, group=lake)
 
 
 def _own(folder: Path, user: pwd.struct_passwd, mode: int, *, group: int | None = None) -> None:
-    """A folder of this account. What lies in it already is left alone: it belongs to whoever wrote it."""
+    """A folder of this account, and all in it when it was another's: a laptop's data folder goes on under accounts.
+
+    Links are followed in root's own folders only: an account would like to own what it lets one point at. With `group`, what
+    is made in it later has these rights too, whatever the umask of its maker.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    os.chown(folder, user.pw_uid, user.pw_gid if group is None else group)
-    folder.chmod(mode)
+    owner = (user.pw_uid, user.pw_gid if group is None else group)
+    theirs = folder.parent.stat().st_uid != 0
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | (os.O_NOFOLLOW if theirs else 0))
+    try:
+        facts = os.fstat(handle)
+        if (facts.st_uid, facts.st_gid) != owner:
+            for _, folders, files, inside in os.fwalk(".", dir_fd=handle):
+                for name in (*folders, *files):
+                    os.chown(name, *owner, dir_fd=inside, follow_symlinks=False)
+                    if group is not None and not stat.S_ISLNK(os.stat(name, dir_fd=inside, follow_symlinks=False).st_mode):
+                        os.chmod(name, mode if name in folders else mode & 0o660, dir_fd=inside)
+                if group is not None:
+                    _inherit(inside, mode)
+            os.fchown(handle, *owner)
+        os.fchmod(handle, mode)
+        if group is not None:
+            _inherit(handle, mode)
+    finally:
+        os.close(handle)
+
+
+def _inherit(folder: int, mode: int) -> None:
+    """Files and folders made in `folder` from now on get the rights of `mode`: a default ACL, where the file system has them.
+
+    Where it has none, the parts' umask of 007 stands: then the steward could also write what it should only read.
+    """
+    entries = ((0x01, mode >> 6), (0x04, mode >> 3), (0x20, mode))  # owner, group, others (acl(5); linux/posix_acl_xattr.h)
+    packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", tag, bits & 7, 0xFFFFFFFF) for tag, bits in entries)
+    with suppress(OSError, AttributeError):
+        os.setxattr(folder, "system.posix_acl_default", packed)
 
 
 def _user(settings: Settings, name: str) -> pwd.struct_passwd:

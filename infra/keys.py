@@ -123,7 +123,7 @@ class Keyring:
         before = self.logins() if path.exists() else {}
         logins = {}
         for login in people:
-            password = (self.folder / login / "password").read_text()
+            password = _plain(self.folder / login / "password").decode()
             known = before.get(login)
             if known is None or not known.knows(password, 0.0):
                 salt = secrets.token_hex(8)
@@ -136,7 +136,7 @@ class Keyring:
         home, *copies = folders
         self._make(self.folder / home / name, fresh)
         for copy in copies:
-            self._make(self.folder / copy / name, (self.folder / home / name).read_bytes())
+            self._make(self.folder / copy / name, _plain(self.folder / home / name))
 
     def _make(self, path: Path, data: bytes, mode: int = 0o600) -> None:
         if path.exists():
@@ -150,9 +150,9 @@ class Keyring:
             draft.unlink()
 
     def _give(self, folder: Path, uid: int) -> None:
-        for path in (folder, *folder.iterdir()):
-            if path.stat().st_uid != uid:
-                os.chown(path, uid, -1)
+        for path in (folder, *folder.iterdir()):  # a link that an account laid there is not followed: it would get its target
+            if path.lstat().st_uid != uid:
+                os.chown(path, uid, -1, follow_symlinks=False)
 
     # --- reading
     def path(self, name: str) -> Path:
@@ -243,6 +243,16 @@ def _read(path: Path) -> bytes:
         raise Unavailable(f"the key {path} is not readable for this user; run as the user that holds it") from None
 
 
+def _plain(path: Path) -> bytes:
+    """A file that its office may have replaced, read by root: never what a link there points at."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise Unavailable(f"expected the key {path}, got: {error.strerror}; restore it from a backup") from None
+    with os.fdopen(handle, "rb") as file:
+        return file.read()
+
+
 def _draft(path: Path, data: bytes, mode: int) -> Path:
     draft = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -257,7 +267,7 @@ def _draft(path: Path, data: bytes, mode: int) -> Path:
 
 def _replace(path: Path, data: bytes) -> None:
     """One move, and the new file belongs to whom the old one (or its folder) belonged."""
-    facts = (path if path.exists() else path.parent).stat()
+    facts = (path if path.exists() else path.parent).lstat()
     draft = _draft(path, data, 0o644 if path.suffix == ".pub" else 0o600)
     if os.geteuid() == 0:
         os.chown(draft, facts.st_uid, facts.st_gid)

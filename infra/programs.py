@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import tempfile
@@ -104,8 +105,12 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def own(settings: Settings, part: str) -> dict[str, str]:
-    """What only this part runs with: its office, and a home of its own for what Prefect keeps beside a process."""
-    found = {"TRUING_OFFICE": office(part)}
+    """What only this part runs with: its office, and a home of its own for what Prefect keeps beside a process.
+
+    Temporary files too: Prefect's runner keeps a folder of one name there for all users of a machine. Secrets of the settings
+    that it has no use for are blank.
+    """
+    found = {"TRUING_OFFICE": office(part), "TMPDIR": str(settings.scratch(part))}
     if part != "prefect":
         home = settings.place(part) / "prefect"
         found |= {
@@ -113,8 +118,13 @@ def own(settings: Settings, part: str) -> dict[str, str]:
             "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
             "PREFECT_LOCAL_STORAGE_PATH": str(home / "results"),
         }
+    if part != "steward":  # it alone tells people
+        found["TRUING_NOTIFY__URLS"] = "[]"
+    if part in ("registry", "prefect"):  # no clients of the broker
+        found["TRUING_KAFKA__SASL_PASSWORD"] = ""
     if settings.accounts.separate:  # supervisord hands down root's
-        found |= {"HOME": str(settings.place(part)), "USER": str(account(settings, part))}
+        name = str(account(settings, part))
+        found |= {"HOME": str(settings.place(part)), "USER": name, "LOGNAME": name}
     return found
 
 
@@ -141,6 +151,7 @@ def configuration(settings: Settings, parts: tuple[Program, ...]) -> str:
         f"pidfile={_literal(run / 'supervisor.pid')}",
         f"childlogdir={_literal(logs)}",
         f"directory={_literal(settings.data)}",
+        *(["user=root"] if os.geteuid() == 0 else []),  # said, or it warns
         f"identifier=truing-{marker(settings.data)}",
         "nocleanup=true",
         "[rpcinterface:supervisor]",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
+from pydantic import BaseModel
+
 from truing.infra.settings import Settings
 from truing.tasks.errors import Unavailable
 
@@ -27,16 +29,24 @@ def check_same(settings: Settings, parts: list[str]) -> None:
 
 
 def as_running(settings: Settings) -> Settings:
-    """The settings with host, ports and broker of the stack that runs on this data folder, if one does.
+    """The settings with what says where and how the stack that runs on this data folder answers, if one does.
 
-    So `truing status --data FOLDER` finds a stack that was started on other ports.
+    So `truing status --data FOLDER` finds a stack that was started on other ports, by other accounts, with certificates.
     """
     known = _known(settings)
     if known is None:
         return settings
-    kafka = settings.kafka.model_copy(update={name: known["kafka"][name] for name in ("bootstrap", "broker")})
-    ports = settings.ports.model_copy(update=known["ports"])
-    return settings.model_copy(update={"host": known["host"], "ports": ports, "kafka": kafka})
+    kafka = {**known.get("kafka", {}), "sasl_password": settings.kafka.sasl_password}  # secrets are not in the file
+    try:
+        found = {name: _read(getattr(settings, name), known[name]) for name in ("hosts", "ports", "tls", "accounts")}
+        found |= {"host": known["host"], "kafka": _read(settings.kafka, kafka)}
+    except (KeyError, ValueError):  # started by another version
+        return settings
+    return settings.model_copy(update=found)
+
+
+def _read(part: BaseModel, known: Any) -> BaseModel:
+    return type(part).model_validate(known)
 
 
 def _shown(settings: Settings, parts: list[str]) -> dict[str, Any]:

@@ -214,6 +214,10 @@ class Settings(BaseSettings):
         """Heartbeat and lock of one part; its account alone writes there."""
         return self.data / "run" / part
 
+    def scratch(self, part: str) -> Path:
+        """Temporary files of one part."""
+        return self.place(part) / "tmp"
+
     @property
     def logs(self) -> Path:
         return self.data / "logs"
@@ -294,13 +298,23 @@ def quiet_environment() -> dict[str, str]:
     }
 
 
+_PLAIN = {
+    *("PATH", "PYTHONPATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "JAVA_HOME", "CUDA_VISIBLE_DEVICES"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "NO_PROXY", "no_proxy"),
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"),
+}
+
+
 def child_environment(settings: Settings, **more: str) -> dict[str, str]:
     """What a part of the stack runs with: this process's environment, our quiet one, all settings, and `more` (which wins).
 
-    Other people's PREFECT_*, MLFLOW_* and TRUING_* are left out: a profile of another server must not reach our parts. Loopback
-    never goes through a proxy.
+    Other people's PREFECT_*, MLFLOW_* and TRUING_* are left out: a profile of another server must not reach our parts. Where
+    parts are other users, root's own environment stays with root but for what names no secret. Loopback never goes through a
+    proxy.
     """
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "_MLFLOW_", "TRUING_"))}
+    if settings.accounts.separate:
+        mine = {name: value for name, value in mine.items() if name in _PLAIN or name.startswith("LC_")}
     for name in ("NO_PROXY", "no_proxy"):
         mine[name] = ",".join(filter(None, (mine.get(name), settings.host, "127.0.0.1", "localhost")))
     return mine | quiet_environment() | {"PYTHONUNBUFFERED": "1"} | dict(_flatten("TRUING", settings)) | more

@@ -17,6 +17,12 @@ from truing.infra.stack import Stack
 from truing.tasks.errors import TruingError, Unavailable
 
 LOCKS = "locks not separated: all parts run as one user; whoever can read {keys} can do anything"
+SEPARATED = "locks separated: each part runs under an account of its own"
+
+
+def locks(settings: Settings) -> str:
+    """One line for people: who could open what."""
+    return SEPARATED if settings.accounts.separate else LOCKS.format(keys=settings.keys)
 
 
 def status(settings: Settings, *, light: bool = False) -> dict[str, Any]:
@@ -57,7 +63,7 @@ def status(settings: Settings, *, light: bool = False) -> dict[str, Any]:
         "runs": _guarded(notes, "runs", lambda: _runs(settings)) if up else None,
         "disk": _disk(settings),
         "orphans": 0 if up else len(living(settings.data)),
-        "locks": LOCKS.format(keys=settings.keys),
+        "locks": locks(settings),
         "notes": notes,
     }
     return found
