@@ -18,8 +18,8 @@ import sys
 import uuid
 from pathlib import Path
 
-from truing.infra.processes import MARKER
-from truing.infra.settings import Settings, current
+from truing.infra.processes import MARKER, marker
+from truing.infra.settings import Settings, child_environment, current
 from truing.tasks.errors import SettingsError, TruingError, Unavailable
 
 JAVA = 17  # Kafka 4's brokers don't start on an older one
@@ -163,15 +163,15 @@ def prepare(settings: Settings) -> list[str]:
     except OSError as error:
         raise Unavailable(f"expected to write {error.filename}, got: {error.strerror}; check its permissions") from None
     if not (folder / "log" / "meta.properties").exists():
-        _format(run, folder)
+        _format(settings, run, folder)
     return [*run, "kafka.Kafka", "server.properties"]
 
 
-def _format(run: list[str], folder: Path) -> None:
+def _format(settings: Settings, run: list[str], folder: Path) -> None:
     """Give the storage its identity. What a killed attempt left holds no record yet and goes first."""
     shutil.rmtree(folder / "log", ignore_errors=True)
     command = [*run, "kafka.tools.StorageTool", "format", f"--cluster-id={_cluster()}", "--config=server.properties"]
-    done = subprocess.run(command, cwd=folder, env=_environment(), capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(command, cwd=folder, env=_environment(settings), capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         shutil.rmtree(folder / "log", ignore_errors=True)
         words = (done.stderr.strip() or done.stdout.strip() or "no word").splitlines()[-1]
@@ -183,11 +183,11 @@ def _cluster() -> str:
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
-def _environment() -> dict[str, str]:
-    """This process's variables without ours, and a locale in which java reads any folder's name."""
+def _environment(settings: Settings) -> dict[str, str]:
+    """Variables of a part without ours, but for the marker, and a locale in which java reads any folder's name."""
     ours = ("TRUING_", "PREFECT_", "MLFLOW_")
-    kept = {name: value for name, value in os.environ.items() if name == MARKER or not name.startswith(ours)}
-    return kept | {"LC_ALL": "C.UTF-8"}
+    kept = {name: value for name, value in child_environment(settings).items() if not name.startswith(ours)}
+    return kept | {MARKER: marker(settings.data), "LC_ALL": "C.UTF-8"}
 
 
 def main() -> int:
@@ -195,7 +195,7 @@ def main() -> int:
         settings = current()
         command = prepare(settings)
         os.chdir(settings.data / "broker")
-        os.execve(command[0], command, _environment())  # noqa: S606
+        os.execve(command[0], command, _environment(settings))  # noqa: S606
     except TruingError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
