@@ -158,7 +158,9 @@ class Stack:
         begun = time.monotonic()
         waiting = list(self.parts)
         seen: dict[str, set[int]] = {part.name: set() for part in waiting}
-        topics = False
+        topics = self.settings.kafka.broker == "external"
+        if topics:  # it is up already
+            self._topics()
         while waiting:
             states = self.states()
             if not states:

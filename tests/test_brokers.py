@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from truing.infra.preflight import check
 from truing.infra.processes import living
 from truing.infra.programs import programs
 from truing.infra.running import as_running, remember
-from truing.infra.settings import Settings, load
+from truing.infra.settings import Settings, child_environment, load
 from truing.infra.stack import Stack
 from truing.tasks.errors import SettingsError, TruingError, Unavailable
 from truing.tasks.events.stream import Publisher, Reader
@@ -237,6 +238,29 @@ def test_apache_kafka_is_a_part_like_any_other(tmp_path: Path, on_apache: In) ->
     assert not living(settings.data)
     assert list((settings.data / "run").iterdir()) == []
     check(settings, stack.parts)  # its ports are free again
+
+
+@pytest.mark.services
+def test_up_makes_the_topics_on_a_broker_of_your_own(tmp_path: Path, on_each_broker: In) -> None:
+    """The broker is started by this test; the stack is told where it answers and nothing else."""
+    theirs = on_each_broker(tmp_path / "theirs")
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(broker.command(theirs), env=child_environment(theirs), stdout=null, stderr=null)
+    yours = theirs.kafka.model_copy(update={"broker": "external", "home": None})
+    settings = theirs.model_copy(update={"data": tmp_path / "ours", "kafka": yours})
+    stack = Stack(settings, parts=("ingest",))
+    try:
+        broker.wait_for(theirs, 60)
+        assert stack.up() is True
+        reader = Reader(broker.connection(settings), settings.kafka.topic)
+        assert reader.lag() == 0 and len(reader.places) == settings.kafka.partitions
+        reader.close()
+        assert stack.down() is True
+        assert process.poll() is None  # it is not ours to stop
+    finally:
+        stack.down()
+        process.terminate()
+        process.wait(20)
 
 
 @pytest.mark.services
