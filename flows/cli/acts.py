@@ -63,12 +63,10 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
 def opened(args: argparse.Namespace, settings: Settings) -> tuple[str, Registry]:
     """The problem's name and the registry under this person's login."""
     from truing.infra.catalog import chosen
-    from truing.infra.keys import keyring
-    from truing.tasks.release.registry import Registry
+    from truing.infra.logins import registry_as
 
     problem, _ = chosen(settings.problems, args.problem)
-    registry = Registry(settings.registry_url, args.user, keyring(settings).password(args.user))
-    return problem.name, registry
+    return problem.name, registry_as(settings, args.user)
 
 
 def do_decide(args: argparse.Namespace, settings: Settings) -> int:
