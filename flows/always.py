@@ -20,9 +20,8 @@ from truing.flows.errands import prefect
 from truing.flows.keeper import Keeper
 from truing.infra import settings as settings_module
 from truing.infra.broker import quiet_client
-from truing.infra.calls import call
-from truing.infra.keys import keyring
 from truing.infra.settings import Settings
+from truing.infra.status import prefect_call
 from truing.infra.workflow import log_in
 from truing.tasks.errors import Refused, TruingError, Unavailable
 
@@ -41,17 +40,15 @@ def begin(settings: Settings) -> dict[str, Any]:
 
     The run is Pending from the start: a runner only takes Scheduled ones. Raises Unavailable.
     """
-    user, _, password = keyring(settings).read("prefect-auth").decode().partition(":")
-    login, api = (user, password), settings.prefect_url
     left = {"flow_runs": {"tags": {"all_": [TAG]}, "state": {"type": {"any_": ["RUNNING", "PENDING", "SCHEDULED"]}}}}
-    for run in call("POST", f"{api}/flow_runs/filter", left, login=login, timeout=5.0):
+    for run in prefect_call(settings, "POST", "/flow_runs/filter", left):
         state = {"type": "CRASHED", "name": "Crashed", "message": "its keeper is gone"}
-        call("POST", f"{api}/flow_runs/{run['id']}/set_state", {"state": state, "force": True}, login=login, timeout=5.0)
-    found = call("GET", f"{api}/deployments/name/ingest/all", login=login, timeout=5.0, missing=True)
+        prefect_call(settings, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+    found = prefect_call(settings, "GET", "/deployments/name/ingest/all", missing=True)
     if found is None:
         raise Unavailable("expected the deployment ingest/all in Prefect, found none; is the runner up?")
     wanted = {"state": {"type": "PENDING"}, "name": time.strftime("segment %d %b %H:%M:%S"), "tags": [TAG]}
-    made: dict[str, Any] = call("POST", f"{api}/deployments/{found['id']}/create_flow_run", wanted, login=login, timeout=5.0)
+    made: dict[str, Any] = prefect_call(settings, "POST", f"/deployments/{found['id']}/create_flow_run", wanted)
     return made
 
 

@@ -84,15 +84,14 @@ def prefect(settings: Settings) -> Start:
         login = (user, password)
         if deployment not in ids:
             flow, _, name = deployment.partition("/")
-            found = call(
-                "GET", f"{settings.prefect_url}/deployments/name/{flow}/{name}", login=login, timeout=3.0, missing=True
-            )
+            url = f"{settings.prefect_url}/deployments/name/{flow}/{name}"
+            found = call("GET", url, login=login, timeout=3.0, missing=True, ca=settings.tls.ca)
             if found is None:
                 raise Unavailable(f"expected the deployment {deployment} in Prefect, found none; is the runner up?")
             ids[deployment] = found["id"]
         body = {"state": {"type": "SCHEDULED"}, "idempotency_key": key, "tags": ["requested"]}
         url = f"{settings.prefect_url}/deployments/{ids[deployment]}/create_flow_run"
-        made = call("POST", url, body, login=login, timeout=5.0, missing=True)
+        made = call("POST", url, body, login=login, timeout=5.0, missing=True, ca=settings.tls.ca)
         if made is None:
             ids.pop(deployment)
             raise Unavailable(f"expected the deployment {deployment} in Prefect, it is gone; is the runner up?")

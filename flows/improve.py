@@ -20,16 +20,15 @@ def improve(problem: str) -> dict[str, Any]:
     """One turn of learning. `learn` knows what was learned already, so a trigger with nothing new ends at once."""
     from truing.flows.loop import Study, learn
     from truing.infra.catalog import chosen
-    from truing.infra.keys import keyring
+    from truing.infra.logins import registry_as
     from truing.infra.settings import current
     from truing.tasks.events.lake import Lake
     from truing.tasks.records import Trial
-    from truing.tasks.release.registry import Registry
 
     settings, log = current(), get_run_logger()
     spec, policy = chosen(settings.problems, problem)
     lake = Lake(settings.lake)
-    registry = Registry(settings.registry_url, "trainer", keyring(settings).password("trainer"))
+    registry = registry_as(settings, "trainer")
     given = settings.learning
     study = Study(trials=given.trials, threads=given.threads, seed=given.seed, storage=settings.data / "studies")
     tried = len(lake.records("trials", Trial, problem=problem))

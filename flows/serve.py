@@ -100,7 +100,7 @@ async def _prefect(settings: Settings) -> None:
     end = time.monotonic() + PREFECT_PATIENCE_S
     while True:
         try:
-            await asyncio.to_thread(call, "GET", f"{settings.prefect_url}/health", timeout=2.0)
+            await asyncio.to_thread(call, "GET", f"{settings.prefect_url}/health", timeout=2.0, ca=settings.tls.ca)
             return
         except TruingError:
             if time.monotonic() > end:

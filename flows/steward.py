@@ -1,8 +1,9 @@
-"""The steward: the warm process that judges, releases and rolls back. It alone holds the gate and release keys.
+"""The steward: the warm process that judges, releases, rolls back and takes out of service. It alone holds the gate and release
+keys.
 
-It looks at the registry every `settings.steward.poll_s`, does what is due and records each act as a Prefect run that it
-creates itself; no deployment for them exists, so nobody can start a release from a work pool. When Prefect is away it acts all
-the same.
+It wakes when somebody writes into the registry, reads the audit on, does what is due and records each act as a Prefect run that
+it creates itself; no deployment for them exists, so nobody can start a release from a work pool. When Prefect is away it acts
+all the same. What it decides on is the audit and its own book; what MLflow shows it checks on its rounds.
 """
 
 from __future__ import annotations
@@ -12,148 +13,301 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from truing.flows import loop
+import msgspec
+
+from truing.flows import loop, release
+from truing.flows.due import asked_back, unjudged, waiting
+from truing.flows.patience import Patience
+from truing.flows.recovery import recover
+from truing.flows.rounds import Rounds
+from truing.flows.watch import Watch
 from truing.infra import settings as settings_module
+from truing.infra.calls import call
 from truing.infra.heartbeat import beat
-from truing.infra.keys import keyring
+from truing.infra.keys import Following, keyring
+from truing.infra.logins import registry_as
 from truing.infra.workflow import log_in
 from truing.tasks import seal
 from truing.tasks.errors import DataError, Refused, TruingError, Unavailable
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
-from truing.tasks.records import Approval, Cause, Outcome, Refusal, Release, Verdict
+from truing.tasks.records import Envelope, Refusal, Release
+from truing.tasks.release.book import Book, Issued, Judged, head_of, open_book
+from truing.tasks.release.findings import Findings
+from truing.tasks.release.promotion import taken_back
+from truing.tasks.release.reconcile import Finding
 
 if TYPE_CHECKING:
     from truing.infra.settings import Settings
     from truing.tasks.events.lake import Lake, Vault
+    from truing.tasks.release.acts import Docket
     from truing.tasks.release.registry import Registry
-    from truing.tasks.release.versions import Model, Rollback, Version
+
+HEAD_EVERY_S = 300.0  # a head is signed anew after each release and so often
+HEAD_LASTS_S = 3600.0
+BOOKED_EVERY_S = 3600.0  # a head that says nothing new goes into the book only so often
+ROUND_S = 10.0  # seconds between full looks when nothing happens
+BACK_S = 60.0  # seconds between looks into the audit's history
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Desk:
-    """What the steward works with."""
+    """What the steward works with, and what it remembers between two turns. Times in `at` are monotonic."""
 
     settings: Settings
     problems: dict[str, tuple[Problem, Policy]]
     lake: Lake
     vault: Vault
     registry: Registry
-    offices: loop.Offices
+    offices: Callable[[], loop.Offices]
     announce: Callable[[dict[str, Any]], str]
+    book: Book
+    watch: Watch
+    rounds: Rounds
+    patience: Patience = field(default_factory=lambda: Patience(1.0, 30.0))
+    recovered: set[str] = field(default_factory=set)
+    said: set[str] = field(default_factory=set)
+    at: dict[str, float] = field(default_factory=dict)
+
+    def every(self, name: str, seconds: float) -> bool:
+        """Is it time again? The first time it is."""
+        now = time.monotonic()
+        if name in self.at and now - self.at[name] < seconds:
+            return False
+        self.at[name] = now
+        return True
+
+    def say(self, word: str) -> None:
+        """Log it, once."""
+        if word not in self.said:
+            self.said.add(word)
+            log(word)
 
 
 def log(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} steward: {text}", file=sys.stderr, flush=True)  # noqa: T201 - supervisord keeps it
 
 
-def turn(desk: Desk, *, said: set[str]) -> int:
-    """One look at the registry; returns how many acts were done. `said` keeps refusals from being logged each time."""
+# --- one turn -----------------------------------------------------------------------------------------------------------------
+
+
+def turn(desk: Desk) -> int:
+    """Read the audit on, do one thing that is due for each problem, look around. Returns how many acts were done.
+
+    While the audit does not hold nothing is decided, only looked at again. Raises Unavailable when the registry is away.
+    """
+    desk.book.keys = desk.offices().public
+    news = desk.watch.catch_up()
+    desk.rounds.audit(desk.watch.broken, now=time.time())
+    if desk.watch.broken:
+        return 0
     acts = 0
     for problem, policy in desk.problems.values():
-        versions = desk.registry.versions(problem.name)
-        if not versions:
-            continue
-        model = desk.registry.model(problem.name)
-        if model.tags.get("policy.proposed") != policy.digest:
-            desk.registry.propose_policy(problem.name, policy.digest)
-            acts += 1
-        for act, version, do in due(desk, problem, policy, model, versions):
-            acts += attempt(desk, act, problem, version, do, said)
+        docket = desk.watch.acts.of(problem.name)
+        if problem.name not in desk.recovered:
+            recover(desk.book, desk.registry, desk.lake, docket, problem.name, now=time.time())
+            desk.recovered.add(problem.name)
+        acts += any(attempt(desk, each) for each in due(desk, problem, policy, docket))
+        if docket.versions and desk.every(f"head/{problem.name}", HEAD_EVERY_S):
+            attempt(desk, Due("head", problem.name, "", "", partial(headed, desk, problem)), quiet=True)
+    if not acts:
+        look_around(desk, news=bool(news))
     return acts
 
 
-def due(
-    desk: Desk, problem: Problem, policy: Policy, model: Model, versions: list[Version]
-) -> Iterator[tuple[str, str, Callable[[], str]]]:
-    """What has to be done now, as (act, version, what does it): verdicts, then one release, then one rollback."""
-    serving = next((known for known in versions if known.version == model.champion), None)
-    for version in versions:
-        if undecided(version, serving, policy, desk.offices.public):
-            yield "gate", version.version, partial(judged, desk, problem, policy, version)
-    if model.frozen:
+@dataclass(frozen=True)
+class Due:
+    """One act that is due: `name` tells it from an earlier one of its kind."""
+
+    act: str
+    problem: str
+    version: str
+    name: str
+    do: Callable[[], str]
+
+    @property
+    def key(self) -> str:
+        return f"{self.act}/{self.problem}/{self.version}/{self.name}"
+
+
+def due(desk: Desk, problem: Problem, policy: Policy, docket: Docket) -> Iterator[Due]:
+    """What has to be done now, the most urgent first: what serves and must not, what was begun, back, forward, verdicts."""
+    book, name, stamp = desk.book, problem.name, time.time
+    signing = {"docket": docket, "book": book, "environment": desk.settings.environment}
+    revoked = taken_back(docket, book.releases(name))
+    if revoked is not None:
+        plan = partial(release.withdrawal, desk.registry, problem, revoked, **signing, now=stamp())
+        yield Due("withdraw", name, revoked.approval.version, revoked.line, partial(released, desk, problem, plan))
         return
-    finished = desk.lake.records("releases", Release, problem=problem.name)
-    approved = waiting(versions, finished, desk.offices.public)
-    if approved:  # one at a time: when it serves, the next one's verdict is stale
-        yield "release", approved[0].version, partial(released, desk, problem, approved[0].version)
-    asked = model.rollback
-    if asked is not None and not any(
-        one.cause is Cause.ROLLBACK and one.version == asked.version and one.at >= asked.at for one in finished
-    ):
-        yield "rollback", asked.version, partial(released, desk, problem, asked.version, asked)
+    for one in book.unfinished(name):
+        if isinstance(one, Judged):
+            yield Due("gate", name, one.version, str(one.n), partial(shown, desk, problem, one))
+        else:
+            yield Due("release", name, one.release.version, str(one.n), partial(served, desk, problem, one))
+    asked = docket.rollback
+    if asked is not None and asked_back(docket, book, name):
+        plan = partial(release.rollback, desk.registry, problem, asked, **signing, now=stamp())
+        yield from planned(desk, problem, "rollback", asked.version, asked.line, plan)
+    if not docket.frozen:
+        for version, act in waiting(docket, book, name):
+            plan = partial(
+                release.promotion, desk.registry, problem, policy, version, **signing, offices=desk.offices(), now=stamp()
+            )
+            yield from planned(desk, problem, "release", version, act, plan)
+    for version in unjudged(docket, book, name, policy.digest):
+        yield Due("gate", name, version, policy.digest, partial(judged, desk, problem, policy, version, docket))
 
 
-def undecided(version: Version, serving: Version | None, policy: Policy, keys: seal.Keys) -> bool:
-    """No verdict that counts yet; or one that another release or another policy has overtaken while it was still open."""
-    if version.candidate is None:
-        return False
-    verdict = seal.open_envelope(version.verdict, Verdict, seal.VERDICT_TYPE, keys.gate)
-    if isinstance(verdict, Refusal):
-        return True
-    if verdict.outcome is Outcome.BLOCK or version.approval in ("rejected", "revoked") or version.release is not None:
-        return False
-    newer = serving is None or version.number > serving.number
-    overtaken = serving is not None and verdict.champion != serving.payload
-    return newer and (overtaken or verdict.policy != policy.digest)
-
-
-def waiting(versions: list[Version], finished: list[Release], keys: seal.Keys) -> list[Version]:
-    """Approved versions that no finished release stands for yet, oldest approval first."""
-    done = {release.approval for release in finished}
-    found = []
-    for version in versions:
-        approval = seal.open_envelope(version.stamp, Approval, seal.APPROVAL_TYPE, keys.registry) if version.stamp else None
-        if isinstance(approval, Approval) and approval.decision == "approved" and seal.digest(approval) not in done:
-            found.append((approval.at, version.number, version))
-    return [version for _, _, version in sorted(found, key=lambda each: each[:2])]
-
-
-def attempt(desk: Desk, act: str, problem: Problem, version: str, do: Callable[[], str], said: set[str]) -> int:
-    """Do one act as a Prefect run; a refusal or an absent part is logged once and tried again at the next turn."""
+def planned(
+    desk: Desk, problem: Problem, act: str, version: str, name: str, plan: Callable[[], Release | Refusal]
+) -> Iterator[Due]:
+    """The act, if its plan is not refused: a refusal is logged once and makes no run in Prefect."""
+    told = Due(act, problem.name, version, name, str)
+    if not desk.patience.ready(told.key):
+        return
     try:
-        told = as_run(desk.settings, act, problem.name, version, do)
+        made = plan()
+        if isinstance(made, Refusal):
+            raise Refused(made)
+    except (Refused, DataError) as error:
+        desk.patience.failed(told.key)
+        desk.say(f"{act} {problem.name} v{version}: {error}")
+        return
+    yield Due(act, problem.name, version, name, partial(released, desk, problem, lambda: made))
+
+
+def attempt(desk: Desk, each: Due, *, quiet: bool = False) -> bool:
+    """Do one act, as a Prefect run unless `quiet`. What fails is logged once and tried again, ever less often."""
+    if not desk.patience.ready(each.key):
+        return False
+    try:
+        told = each.do() if quiet else as_run(desk.settings, each.act, each.problem, each.version, each.do)
     except (Refused, Unavailable, DataError) as error:
-        word = f"{act} {problem.name} v{version}: {error}"
-        if word not in said:
-            said.add(word)
-            log(word)
-        return 0
-    log(f"{act} {problem.name} v{version}: {told}")
-    return 1
+        desk.patience.failed(each.key)
+        desk.say(f"{each.act} {each.problem} v{each.version}: {error}")
+        return False
+    desk.patience.done(each.key)
+    if not quiet:
+        log(f"{each.act} {each.problem} v{each.version}: {told}")
+    return True
 
 
-def judged(desk: Desk, problem: Problem, policy: Policy, version: Version) -> str:
-    verdict = loop.decide(
-        desk.vault, desk.lake, desk.registry, problem, policy, version,
-        offices=desk.offices, ledger=desk.settings.desk / "looks" / f"{problem.name}.jsonl", now=time.time(),
-        timer=time.perf_counter,
+# --- acts ---------------------------------------------------------------------------------------------------------------------
+
+
+def judged(desk: Desk, problem: Problem, policy: Policy, version: str, docket: Docket) -> str:
+    seen = desk.registry.version(problem.name, version)
+    made = loop.decide(
+        desk.vault, desk.lake, desk.registry, problem, policy, seen,
+        docket=docket, book=desk.book, offices=desk.offices(), ledger=desk.settings.desk / "looks" / f"{problem.name}.jsonl",
+        now=time.time(), timer=time.perf_counter,
     )  # fmt: skip
+    return shown(desk, problem, made)
+
+
+def shown(desk: Desk, problem: Problem, made: Judged) -> str:
+    """Put a booked verdict before the people, and say so. Comes again after a crash, under the same id."""
+    loop.show(desk.registry, problem, made, seen=desk.registry.version(problem.name, made.version))
+    verdict = made.verdict
     desk.announce(
-        {"type": "model.ready", "problem": problem.name, "version": version.version, "outcome": str(verdict.outcome),
-         "reason": verdict.reason}
+        {"id": seal.digest(verdict)[:32], "type": "model.ready", "problem": problem.name, "version": made.version,
+         "outcome": str(verdict.outcome), "reason": verdict.reason}
     )  # fmt: skip
+    desk.book.finish(made, at=time.time())
     return f"{verdict.outcome}: {verdict.reason}"
 
 
-def released(desk: Desk, problem: Problem, version: str, asked: Rollback | None = None) -> str:
-    """Release an approved version, or with `asked` serve an earlier one again."""
-    statement = loop.release(
-        desk.lake, desk.registry, problem, version,
-        asked=asked, environment=desk.settings.environment, offices=desk.offices, now=time.time(),
+def released(desk: Desk, problem: Problem, plan: Callable[[], Release]) -> str:
+    """Sign and book what was planned, then have it served."""
+    issued = release.issue(plan(), book=desk.book, offices=desk.offices(), audit=desk.watch.acts.mark.n, now=time.time())
+    if isinstance(issued, Refusal):
+        raise Refused(issued)
+    return served(desk, problem, issued)
+
+
+def served(desk: Desk, problem: Problem, issued: Issued) -> str:
+    release.serve(
+        desk.registry, desk.lake, problem, issued,
+        book=desk.book, head=countersigned(desk, problem), announce=desk.announce, now=time.time(),
     )  # fmt: skip
-    if isinstance(statement, Refusal):
-        raise Refused(statement)
-    kind = "model.rolled-back" if statement.cause is Cause.ROLLBACK else "model.released"
+    return f"release {issued.release.sequence} ({issued.release.cause})"
+
+
+def headed(desk: Desk, problem: Problem) -> str:
+    desk.registry.attach_head(problem.name, countersigned(desk, problem))
+    return "head"
+
+
+def countersigned(desk: Desk, problem: Problem) -> Envelope:
+    """A fresh head over the last release and the audit as far as it was read. What is new in it is booked first."""
+    name, now = problem.name, time.time()
+    head = head_of(desk.book, name, desk.watch.acts.mark, now=now, lasts_s=HEAD_LASTS_S)
+    envelope = seal.sign(head, seal.HEAD_TYPE, desk.offices().release)
+    before = desk.book.head(name)
+    if before is None or before.sequence != head.sequence or desk.every(f"booked/{name}", BOOKED_EVERY_S):
+        desk.at[f"booked/{name}"] = time.monotonic()
+        desk.book.add_head(envelope, at=now)
+    desk.rounds.heads[name] = seal.canonical(envelope).decode()
+    desk.at[f"head/{name}"] = time.monotonic()
+    return envelope
+
+
+# --- looking around -----------------------------------------------------------------------------------------------------------
+
+
+def look_around(desk: Desk, *, news: bool) -> None:
+    """The rounds: after a write, or every few seconds; and the proposal of the policy that verdicts are made under."""
+    if not desk.every("round", 1.0 if news or desk.rounds.hurried else ROUND_S):
+        return
+    if desk.every("back", BACK_S):
+        desk.watch.look_back()
+    for problem, policy in desk.problems.values():
+        docket = desk.watch.acts.of(problem.name)
+        view = desk.rounds.walk(problem.name, docket, now=time.time())
+        if view.model is not None and docket.versions and view.model.tags.get("policy.proposed") != policy.digest:
+            each = Due("policy", problem.name, "", policy.digest, partial(proposed, desk, problem, policy))
+            attempt(desk, each, quiet=True)
+        warn(desk, problem)
+
+
+def proposed(desk: Desk, problem: Problem, policy: Policy) -> str:
+    desk.registry.propose_policy(problem.name, policy.digest)
+    return policy.digest
+
+
+def warn(desk: Desk, problem: Problem) -> None:
+    """Say once that what serves will stop soon: when three days are left, or half its time if that is less."""
+    serving = desk.book.champion(problem.name)
+    if serving is None or serving.expires is None:
+        return
+    left = serving.expires - time.time()
+    key = f"expiring/{serving.name}"
+    if key in desk.at or left > min(3 * 86_400.0, (serving.expires - serving.at) / 2):
+        return
+    desk.at[key] = time.monotonic()
     desk.announce(
-        {"type": kind, "problem": problem.name, "version": statement.version, "sequence": statement.sequence,
-         "payload": statement.payload}
+        {"id": seal.digest(serving)[:31] + "e", "type": "approval.expiring", "problem": problem.name,
+         "version": serving.version, "sequence": serving.sequence, "expires": serving.expires}
     )  # fmt: skip
-    return f"release {statement.sequence} ({statement.cause})"
+
+
+def told(announce: Callable[[dict[str, Any]], str], one: Finding, opened: bool) -> None:
+    """A finding in the log and, while it is open, on the control topic. The file has it already."""
+    where = f"{one.problem} v{one.version}" if one.version else one.problem or "registry"
+    log(f"{'found' if opened else 'gone'}: {where}: {one.what}: expected {one.expected}, got {one.got}")
+    if not opened:
+        return
+    try:
+        announce(
+            {"type": "alert.raised", "problem": one.problem, "key": one.key, "level": "critical", "what": one.what,
+             "expected": one.expected, "got": one.got}
+        )  # fmt: skip
+    except TruingError as error:
+        log(f"{one.key}: not announced: {error}")
 
 
 # --- runs in Prefect ----------------------------------------------------------------------------------------------------------
@@ -161,7 +315,7 @@ def released(desk: Desk, problem: Problem, version: str, asked: Rollback | None 
 
 def as_run(settings: Settings, act: str, problem: str, version: str, do: Callable[[], str]) -> str:
     """`do` as a Prefect run named after the act, or plainly while Prefect does not answer. `do` runs once at most."""
-    if not prefect_answers(settings.prefect_url):
+    if not prefect_answers(settings):
         return do()
     from prefect import flow
     from prefect.artifacts import create_markdown_artifact
@@ -186,34 +340,60 @@ def as_run(settings: Settings, act: str, problem: str, version: str, do: Callabl
         return do()
 
 
-def prefect_answers(url: str) -> bool:
-    import httpx
-
+def prefect_answers(settings: Settings) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=1.0).is_success
-    except httpx.HTTPError:
+        call("GET", f"{settings.prefect_url}/health", timeout=1.0, ca=settings.tls.ca)
+    except TruingError:
         return False
+    return True
 
 
 # --- process ------------------------------------------------------------------------------------------------------------------
 
 
+def offices(settings: Settings) -> Callable[[], loop.Offices]:
+    """The steward's own keys and everybody's public ones, followed through rotations."""
+    ring = keyring(settings)
+
+    def read() -> loop.Offices:  # the public ones last: a key that signs is never ahead of them
+        return loop.Offices(gate=ring.read("gate"), release=ring.read("release"), public=ring.public())
+
+    return Following(read, *(ring.path(name) for name in ("gate", "release", "gate.pub", "release.pub", "registry.pub")))
+
+
 def open_desk(settings: Settings) -> Desk:
+    """Raises Unavailable when another steward is at it, or the book does not hold."""
     from truing.infra.catalog import catalog
     from truing.infra.control import announcer
+    from truing.infra.notify import heard, teller
     from truing.tasks.events.lake import Lake, Vault
-    from truing.tasks.release.registry import Registry
 
-    ring = keyring(settings)
+    holders, registry = offices(settings), registry_as(settings, "steward")
+
+    def key() -> bytes:
+        return holders().release
+
+    book = open_book(settings.desk / "book.jsonl", key=key, keys=holders().public)
+    findings = Findings(settings.desk / "findings.jsonl", key=key, keys=holders().public)
+    announce = heard(announcer(settings), teller(settings, log=log))
     return Desk(
         settings=settings,
         problems=catalog(settings.problems),
         lake=Lake(settings.lake),
         vault=Vault(settings.vault),
-        registry=Registry(settings.registry_url, "steward", ring.password("steward")),
-        offices=loop.Offices(gate=ring.read("gate"), release=ring.read("release"), public=ring.public()),
-        announce=announcer(settings),
+        registry=registry,
+        offices=holders,
+        announce=announce,
+        book=book,
+        watch=Watch(registry, book, lambda: holders().public),
+        rounds=Rounds(registry, book, findings, partial(told, announce)),
     )
+
+
+def close_desk(desk: Desk) -> None:
+    desk.book.close()
+    desk.rounds.findings.close()
+    desk.registry.close()
 
 
 def warm() -> None:
@@ -231,26 +411,31 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     log_in(settings)
-    desk = open_desk(settings)
+    try:
+        desk = open_desk(settings)
+    except TruingError as error:
+        log(str(error))
+        return error.exit_code
     warm()
-    said: set[str] = set()
-    away = False
-    beaten = 0.0
+    away = ""
     log(f"watching {', '.join(desk.problems)} at {settings.registry_url}")
     while not stop.is_set():
+        acts = 0
         try:
-            acts = turn(desk, said=said)
-            away = False
-        except Unavailable as error:
-            acts = 0
-            if not away:
-                log(str(error))
-            away = True
-        if time.time() - beaten > 2.0:
-            beaten = time.time()
-            beat(settings, "steward", now=beaten)
-        if not acts:
+            acts = turn(desk)
+            away = ""
+        except (TruingError, LookupError, TypeError, ValueError, msgspec.MsgspecError) as error:
+            # the registry is away, or shows what nobody should have written: say it once and look again
+            word = str(error) if isinstance(error, TruingError) else f"{type(error).__name__}: {error}"
+            if word != away:
+                log(word)
+            away = word
             stop.wait(settings.steward.poll_s)
+        if desk.every("beat", 2.0):
+            beat(settings, "steward", now=time.time())
+        if not acts and not away:
+            desk.watch.wait(settings.steward.poll_s * 4, pause=stop.wait)
+    close_desk(desk)
     return 0
 
 

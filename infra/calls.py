@@ -9,11 +9,14 @@ import base64
 import http.client
 import json
 import re
+import ssl
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from truing.tasks.errors import Refused, Unavailable
 from truing.tasks.records import Refusal
+from truing.tasks.release.trust import authority
 
 _REFUSAL = re.compile(r"^(?P<reason>.*); (?P<remedy>[^;]*) \[(?P<code>[a-z0-9_.-]+)\]$", re.DOTALL)
 
@@ -26,14 +29,15 @@ def call(
     login: tuple[str, str] | None = None,
     timeout: float = 10.0,
     missing: bool = False,
+    ca: Path | None = None,
 ) -> Any:
     """The decoded JSON answer (text if it is not JSON, None if empty).
 
     Raises Unavailable when nothing answers or the server breaks, Refused on 403 with the server's words. With `missing`, a 404
-    is None instead of an error.
+    is None instead of an error. An https server proves itself by the PEM authority `ca`, or else by a public one.
     """
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=timeout)
+    connection = _connection(parts, timeout, ca)
     headers = {"Accept": "application/json"}
     if body is not None:
         headers["Content-Type"] = "application/json"
@@ -46,6 +50,8 @@ def call(
         raw = answer.read()
     except (OSError, http.client.HTTPException) as error:
         where = f"{parts.hostname}:{parts.port}"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise Unavailable(f"expected to trust {where}, got: {error.verify_message}; correct TRUING_TLS__CA") from None
         raise Unavailable(f"expected an answer from {where}, got {_words(error)}; run `truing up` or `truing status`") from None
     finally:
         connection.close()
@@ -61,6 +67,14 @@ def call(
     if answer.status == 403:
         raise Refused(refusal(text))
     raise Unavailable(f"expected {method} {target} to work, got {answer.status}: {text}; see `truing status`")
+
+
+def _connection(parts: SplitResult, timeout: float, ca: Path | None) -> http.client.HTTPConnection:
+    host = parts.hostname or "127.0.0.1"
+    if parts.scheme != "https":
+        return http.client.HTTPConnection(host, parts.port, timeout=timeout)
+    context = ssl.create_default_context() if ca is None else authority(ca)
+    return http.client.HTTPSConnection(host, parts.port, timeout=timeout, context=context)
 
 
 def refusal(text: str) -> Refusal:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import time as clock
 import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -24,6 +25,7 @@ from truing.infra.sender import Message, Sender
 from truing.infra.words import Answer, Declined, Receipt, Scalar, Word, correction, interaction, rating
 from truing.tasks.errors import DataError, Unavailable, UsageError
 from truing.tasks.events.schema import MAX_BYTES, encode_event
+from truing.tasks.release.trust import authority, untrusted
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -49,14 +51,17 @@ class Client:
         kafka: Mapping[str, Any] | None = None,
         topic: str = "user-events",
         timeout_s: float = 10.0,
+        ca: Path | None = None,
     ) -> None:
         """`source`, its key and `kafka` (kafka-python's connection options) are needed by sources only.
 
-        `timeout_s` bounds one request, and how long a gateway that restarts is waited for.
+        `timeout_s` bounds one request, and how long a gateway that restarts is waited for. `ca` is the PEM authority that an
+        https gateway proves itself by, if it is not a public one.
         """
         self.problem = problem
         self._gateway = gateway.rstrip("/")
         self._timeout_s = timeout_s
+        self._ca = ca
         self._source = source
         self._source_key = source_key
         self._sender = Sender(topic, dict(kafka), timeout_s=timeout_s) if kafka else None
@@ -78,6 +83,7 @@ class Client:
             kafka=connection(settings),
             topic=settings.kafka.topic,
             timeout_s=timeout_s,
+            ca=settings.tls.ca,
         )
 
     def __enter__(self) -> Client:
@@ -249,7 +255,8 @@ class Client:
         import httpx
 
         if self._http is None:
-            self._http = httpx.Client(base_url=self._gateway, timeout=self._timeout_s, trust_env=False)
+            verify = True if self._ca is None else authority(self._ca)
+            self._http = httpx.Client(base_url=self._gateway, timeout=self._timeout_s, trust_env=False, verify=verify)
         content = msgspec.json.encode(body)
         end = clock.monotonic() + self._timeout_s
         while True:
@@ -257,6 +264,8 @@ class Client:
                 response = self._http.post(path, content=content, headers={"Content-Type": "application/json"})
                 break
             except httpx.HTTPError as error:  # asking twice is safe: prediction ids and times are in the body
+                if (doubt := untrusted(error)) is not None:
+                    raise Unavailable(f"expected to trust the gateway at {self._gateway}, got: {doubt}; correct `ca`") from None
                 if isinstance(error, httpx.TimeoutException) or clock.monotonic() > end:
                     raise Unavailable(
                         f"expected an answer of the gateway at {self._gateway}, got {type(error).__name__}; see `truing status`"

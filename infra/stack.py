@@ -112,7 +112,7 @@ class Stack:
             return False
         if part.url is not None:
             try:
-                call("GET", part.url, timeout=2.0)
+                call("GET", part.url, timeout=2.0, ca=self.settings.tls.ca)
             except TruingError:
                 return False
             return True

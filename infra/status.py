@@ -81,7 +81,7 @@ def _problem(settings: Settings, name: str, notes: list[str], *, up: bool) -> di
     found: dict[str, Any] = {"problem": name, "served": None, "champion": None, "anchor": None, "waiting": [], "frozen": None}
     if not up:
         return found
-    gateway = _guarded(notes, "gateway", lambda: call("GET", f"{settings.gateway_url}/status", timeout=3.0))
+    gateway = _guarded(notes, "gateway", lambda: call("GET", f"{settings.gateway_url}/status", timeout=3.0, ca=settings.tls.ca))
     if isinstance(gateway, dict):
         found["served"] = gateway.get("problems", {}).get(name)
     registry = _guarded(notes, "registry", lambda: _registry(settings, name))
@@ -89,10 +89,10 @@ def _problem(settings: Settings, name: str, notes: list[str], *, up: bool) -> di
 
 
 def _registry(settings: Settings, name: str) -> dict[str, Any]:
+    from truing.infra.logins import registry_as
     from truing.tasks.errors import DataError
-    from truing.tasks.release.registry import Registry
 
-    registry = Registry(settings.registry_url, "trainer", keyring(settings).password("trainer"), timeout_s=5.0)
+    registry = registry_as(settings, "trainer", timeout_s=5.0)
     try:
         model = registry.model(name)
         versions = registry.versions(name)
@@ -145,10 +145,11 @@ def _lag(settings: Settings) -> dict[str, Any]:
     return {"topic": topic, "behind": sum(lines.values()), "landed": sum(landed.values()), "by_partition": lines}
 
 
-def prefect_call(settings: Settings, method: str, path: str, body: Any = None) -> Any:
-    """One call of Prefect's API with the stack's login."""
+def prefect_call(settings: Settings, method: str, path: str, body: Any = None, *, missing: bool = False) -> Any:
+    """One call of Prefect's API with the stack's login; with `missing`, a 404 is None."""
     user, _, password = keyring(settings).read("prefect-auth").decode().partition(":")
-    return call(method, f"{settings.prefect_url}{path}", body, login=(user, password), timeout=5.0)
+    url, ca = f"{settings.prefect_url}{path}", settings.tls.ca
+    return call(method, url, body, login=(user, password), timeout=5.0, missing=missing, ca=ca)
 
 
 def _runs(settings: Settings) -> list[dict[str, Any]]:

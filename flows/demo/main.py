@@ -93,17 +93,17 @@ class Demo:
     """One run of it. Holds clients, and how much was sent, so that what landed can be held against it."""
 
     def __init__(self, settings: Settings, given: argparse.Namespace, tell: Teller) -> None:
+        from truing.infra.logins import registry_as
         from truing.tasks.events.lake import Lake, Vault
         from truing.tasks.events.schema import pseudonym
-        from truing.tasks.release.registry import Registry
 
         self.settings, self.given, self.tell = settings, given, tell
         self.problem, self.policy = chosen(settings.problems, "adult")
         self.name = self.problem.name
         self.ring = keyring(settings)
         self.lake, self.vault = Lake(settings.lake), Vault(settings.vault)
-        self.approver = Registry(settings.registry_url, settings.approvers[0], self.ring.password(settings.approvers[0]))
-        self.trainer = Registry(settings.registry_url, "trainer", self.ring.password("trainer"))
+        self.approver = registry_as(settings, settings.approvers[0])
+        self.trainer = registry_as(settings, "trainer")
         scenario = Scenario() if given.rounds is None else Scenario(rounds=given.rounds, poisoned=min(3, given.rounds))
         salt = self.ring.read("actor-salt")
         self.world = World(
@@ -213,7 +213,7 @@ class Demo:
     def serves(self, version: str) -> int | None:
         from truing.infra.calls import call
 
-        told: Any = call("GET", f"{self.settings.gateway_url}/status", timeout=5.0)
+        told: Any = call("GET", f"{self.settings.gateway_url}/status", timeout=5.0, ca=self.settings.tls.ca)
         state = told["problems"][self.name]
         return int(state["sequence"]) if state["version"] == version else None
 

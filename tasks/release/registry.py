@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -31,8 +32,10 @@ DESCRIPTION = 5000  # characters: the column's width in MLflow's database
 class Registry:
     """One login at the registry. Every method may raise Unavailable, and the writes Refused with the guard's reason."""
 
-    def __init__(self, url: str, user: str, password: str, *, timeout_s: float = 30.0) -> None:
-        self.rest = Rest(url, user, password, timeout_s=timeout_s)
+    def __init__(
+        self, url: str, user: str, password: str | Callable[[], str], *, timeout_s: float = 30.0, ca: Path | None = None
+    ) -> None:
+        self.rest = Rest(url, user, password, timeout_s=timeout_s, ca=ca)
         self.user = user
         self._experiments: dict[str, str] = {}
 

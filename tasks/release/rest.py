@@ -5,7 +5,9 @@ Errors come back as ours: no answer → Unavailable, 403 → Refused with the gu
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -15,6 +17,7 @@ import msgspec
 from truing.tasks.errors import DataError, Refused, TruingError, Unavailable
 from truing.tasks.records import Refusal
 from truing.tasks.release.audit import Line
+from truing.tasks.release.trust import authority, untrusted
 
 API = "/api/2.0/mlflow"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
@@ -24,13 +27,32 @@ class _Page(msgspec.Struct):
     lines: list[Line]
 
 
+class Login(httpx.Auth):
+    """HTTP basic auth with a password that is asked for at each request: it may be replaced while this process runs."""
+
+    def __init__(self, user: str, password: Callable[[], str]) -> None:
+        self._user, self._password = user, password
+
+    def auth_flow(self, request: httpx.Request) -> Iterator[httpx.Request]:  # type: ignore[override]
+        yield from httpx.BasicAuth(self._user, self._password()).auth_flow(request)
+
+
 class Rest:
     """One login at one MLflow server. Safe to share between threads."""
 
-    def __init__(self, url: str, user: str, password: str, *, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, url: str, user: str, password: str | Callable[[], str], *, timeout_s: float = 30.0, ca: Path | None = None
+    ) -> None:
+        """`password` may be a function, called for each request. `ca`: the PEM authority that an https server must prove by.
+
+        Raises Unavailable when `ca` does not read.
+        """
         self.url, self.user = url.rstrip("/"), user
+        login = Login(user, password) if callable(password) else httpx.BasicAuth(user, password)
         # trust_env would read proxy variables: the registry is named by the settings alone
-        self._http = httpx.Client(base_url=self.url, auth=(user, password), timeout=timeout_s, trust_env=False)
+        self._http = httpx.Client(
+            base_url=self.url, auth=login, timeout=timeout_s, trust_env=False, verify=True if ca is None else authority(ca)
+        )
         self._date = "Thu, 01 Jan 1970 00:00:00 GMT"
 
     def clock(self) -> float:
@@ -77,14 +99,17 @@ class Rest:
         params = {"since": since, "wait": wait_s} if wait_s else {}
         return str(_json(self._send("GET", "/truing/changes", params=params)).get("changes", ""))
 
-    def audit(self, after: int) -> list[Line]:
-        """Audit records with a number above `after`, unchecked (`audit.follow` checks), in pages as the server gives them."""
+    def audit(self, after: int, until: int | None = None) -> list[Line]:
+        """Audit records with a number above `after`, unchecked (`audit.follow` checks), in pages as the server gives them.
+
+        With `until` no page is asked for beyond that number.
+        """
         found: list[Line] = []
         while True:
             content = self._send("GET", "/truing/audit", params={"after": after}).content
             page = msgspec.json.decode(content, type=_Page).lines
             found += page
-            if not page:
+            if not page or (until is not None and page[-1].entry.n >= until):
                 return found
             after = page[-1].entry.n
 
@@ -104,6 +129,10 @@ class Rest:
                 f"expected the registry at {self.url} to answer in time, it did not; see `truing status`"
             ) from None
         except httpx.HTTPError as error:
+            if (doubt := untrusted(error)) is not None:
+                raise Unavailable(
+                    f"expected to trust the registry at {self.url}, got: {doubt}; correct TRUING_TLS__CA"
+                ) from None
             raise Unavailable(
                 f"expected the registry at {self.url}, got {type(error).__name__}; start it with `truing up`"
             ) from None
@@ -126,7 +155,7 @@ def failure(response: httpx.Response, url: str, user: str) -> TruingError:
     message = str(body.get("message") or response.text[:300]).replace("\n", " ").strip() or "no reason given"
     status = response.status_code
     if status == 401:
-        return Unavailable(f"the registry at {url} does not know {user} with this password; restart it to renew its users")
+        return Unavailable(f"the registry at {url} does not know {user} with this password; see `truing keys list`")
     if status == 403:
         detail = body.get("refusal")
         if isinstance(detail, dict):
