@@ -15,6 +15,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from truing.infra.calls import call
 from truing.infra.gateway.cache import Cache
 from truing.infra.keys import keyring
@@ -25,7 +27,9 @@ from truing.tasks.records import Record
 from truing.tasks.release.acts import STANDING, Acts
 from truing.tasks.release.audit import Broken, Line, Mark, follow, read
 from truing.tasks.release.book import Book, read_book
+from truing.tasks.release.findings import open_findings
 from truing.tasks.release.proof import DIFFERS, MISSING, OK, Check, Evidence, Remembered
+from truing.tasks.release.reconcile import Finding
 from truing.tasks.release.registry import Registry
 from truing.tasks.release.versions import Model, Version
 from truing.tasks.seal import Keys, read_tree
@@ -103,10 +107,19 @@ class Shelf:
             raise Unavailable(f"expected MLflow's database {self.database} to read, got: {error}; restore it") from None
 
 
-def visitor(settings: Settings, user: str | None = None, *, timeout_s: float = 30.0) -> Registry:
-    """The registry under this login, or under the first whose password this user can read. Raises Unavailable."""
+def visitor(
+    settings: Settings,
+    user: str | None = None,
+    *,
+    others: Iterable[str] = ("trainer", "gateway", "admin"),
+    timeout_s: float = 30.0,
+) -> Registry:
+    """The registry under this login, or under the first approver, else of the `others`, whose password this user can read.
+
+    Raises Unavailable, about the first of them.
+    """
     first: TruingError | None = None
-    for login in [user] if user else [*settings.approvers, "trainer", "gateway", "admin"]:
+    for login in [user] if user else [*settings.approvers, *others]:
         try:
             return registry_as(settings, login, timeout_s=timeout_s)
         except Unavailable as error:
@@ -164,14 +177,19 @@ def examine(settings: Settings, *, user: str | None = None) -> Examined:
     if lines is None:
         raise Unavailable(unread["audit"])
     fresh = not settings.desk.exists() and not lines  # nothing has begun yet
+    opened = _findings(settings, keys, unread, checks)
     first = next((one for one in checks if one.broken and not fresh), None)
     broken = f"{first.about}'s {first.name}: expected {first.expected}, got {first.got}" if first else ""
+    if opened and not broken:
+        one = opened[0]
+        broken = f"finding {one.key}: expected {one.expected}, got {one.got} ({len(opened)} open; see `truing status`)"
     marks = book.marks if book else []
     data = {
         "whole": not broken,
         "records": len(lines),
         "countersigned": len(marks),
         "until": marks[-1].n if marks else 0,
+        "findings": [{**msgspec.structs.asdict(one), "key": one.key} for one in opened],
         "broken": broken,
         "unread": unread,
     }
@@ -180,6 +198,7 @@ def examine(settings: Settings, *, user: str | None = None) -> Examined:
         text += "; the steward's countersigned heads could not be read: run as root or as its account"
     else:
         text += f"; {len(marks)} heads countersigned by the steward, the last at {marks[-1].n if marks else 0}"
+        text += "" if "findings" in unread else "; no open findings"
     return Examined(broken=broken, text=text, data=data)
 
 
@@ -198,6 +217,19 @@ def _book(settings: Settings, keys: Keys, unread: dict[str, str], checks: list[C
     else:
         checks.append(Check(about="steward", name="book", state=OK, note=f"whole, {len(book.marks)} audit heads countersigned"))
     return book
+
+
+def _findings(settings: Settings, keys: Keys, unread: dict[str, str], checks: list[Check]) -> list[Finding]:
+    """What the steward found to differ and is still so, oldest first."""
+    path = settings.desk / "findings.jsonl"
+    if _closed(path):
+        unread["findings"] = f"{path}: not readable for this user; run as root or as the steward's account"
+        return []
+    try:
+        return open_findings(path, keys)
+    except Broken as error:
+        checks.append(Check(about="steward", name="findings", state=DIFFERS, expected="a whole chain", got=str(error)))
+        return []
 
 
 def _audit(
@@ -235,6 +267,15 @@ def audit_lines(settings: Settings, *, user: str | None = None) -> tuple[Iterabl
         return visitor(settings, user).rest.audit(0), "read over HTTP"
     except TruingError as error:
         raise Unavailable(f"{path}: not readable for this user, and the registry gives none: {error}") from None
+
+
+def standing_acts(settings: Settings, *, user: str | None = None) -> Acts:
+    """What stands now, folded from the checked audit. Raises Unavailable, Broken."""
+    keys = keyring(settings).public()
+    acts = Acts(keys.registry)
+    for line in follow(audit_lines(settings, user=user)[0], keys=keys.registry):
+        acts.apply(line)
+    return acts
 
 
 def checked(lines: Iterable[Line], keys: Iterable[bytes], heads: Iterable[Mark]) -> Iterator[Line]:

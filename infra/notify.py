@@ -186,7 +186,7 @@ def prefect_door(settings: Settings) -> Door:
 
 def event(message: Message) -> dict[str, Any]:
     """A message as Prefect's event: `truing.model.ready` about the resource `truing.problem.adult`."""
-    problem = str(message.get("problem", ""))
+    problem = str(message.get("problem") or "registry")
     resource = {"prefect.resource.id": f"truing.problem.{problem}", "prefect.resource.name": problem}
     resource |= {f"truing.{name}": str(message[name]) for name in ("version", "sequence", "outcome") if name in message}
     return {
@@ -226,7 +226,7 @@ def apprise_doors(settings: Settings, *, log: Log = _log) -> Iterator[Door]:
 
 def words(message: Message, settings: Settings) -> Words | None:
     """What a person is told, or None for what waits for nobody (a block, a run that was asked for)."""
-    get, problem = message.get, message.get("problem", "")
+    get, problem = message.get, message.get("problem") or "registry"
     version, reason = get("version", "?"), str(get("reason") or "").strip()
     page = f"{settings.registry_url}/#/models/{problem}/versions/{version}"
     match get("type"):

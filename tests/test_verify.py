@@ -222,8 +222,26 @@ def test_a_whole_audit_says_how_far_it_was_countersigned(folder: Folder, truing:
     code, out, err = truing("audit", "verify")
     n = len(folder.lines)
     assert code == 0 and out == (
-        f"audit whole: {n} records, chained and signed; 1 heads countersigned by the steward, the last at {n}\n"
+        f"audit whole: {n} records, chained and signed; 1 heads countersigned by the steward, the last at {n}; "
+        "no open findings\n"
     ), err
+
+
+def test_an_open_finding_is_the_first_break_and_a_closed_one_is_none(folder: Folder, truing: Any) -> None:
+    from truing.tasks.release.findings import Findings
+    from truing.tasks.release.reconcile import Finding
+
+    path, ring = folder.settings.desk / "findings.jsonl", folder.ring
+    one = Finding(problem=PROBLEM, version="", part="champion", what="alias champion", expected="2", got="1", at=folder.now)
+    findings = Findings(path, key=lambda: ring.read("release"), keys=ring.public())
+    findings.settle([one], looked=lambda each: True, at=folder.now, sure=True)
+    code, out, err = truing("audit", "verify")
+    assert (code, out) == (3, "")
+    assert err == "truing audit: finding adult/champion: expected 2, got 1 (1 open; see `truing status`)\n"
+    assert json.loads(truing("audit", "verify", "--json")[1])["findings"][0]["got"] == "1"
+    findings.settle([], looked=lambda each: True, at=folder.now)
+    assert truing("audit", "verify")[0] == 0
+    findings.close()
 
 
 @pytest.mark.parametrize(

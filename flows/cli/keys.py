@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     keys = verbs.add_parser("keys", parents=[common], help="make what is missing, replace one, or list who holds which")
     keys.add_argument("act", choices=["create", "rotate", "list"], help="what to do")
-    keys.add_argument("name", nargs="?", help="rotate: a login, or gate, release, registry")
+    keys.add_argument(
+        "name", nargs="?", help="rotate: a login, or gate, release, registry; prefect-auth while the stack is down"
+    )
     keys.set_defaults(do=do_keys)
 
 
@@ -49,9 +51,12 @@ def do_create(args: argparse.Namespace, settings: Settings) -> int:
 def do_rotate(args: argparse.Namespace, settings: Settings) -> int:
     """The old password opens the registry a little longer; what the old key signed stays valid."""
     from truing.infra.keys import GRACE_S, PRIVATE, Keyring
+    from truing.infra.stack import Stack
     from truing.tasks.errors import Unavailable
 
     ring = Keyring(settings.keys)
+    if args.name == "prefect-auth" and Stack(settings).states():
+        raise Unavailable("prefect-auth: expected the stack to be down, since Prefect reads it at its start; run `truing down`")
     try:
         ring.rotate(args.name, now=time.time())
     except OSError as error:
@@ -61,6 +66,9 @@ def do_rotate(args: argparse.Namespace, settings: Settings) -> int:
         trusted = len(getattr(ring.public(), args.name))
         found |= {"kind": "key", "trusted": trusted, "holder": PRIVATE[args.name]}
         text = f"{args.name}: a new key, held by {PRIVATE[args.name]}; {trusted} are trusted now: what the older signed counts"
+    elif args.name == "prefect-auth":
+        found |= {"kind": "login", "file": str(ring.path(args.name))}
+        text = f"{args.name}: a new login of Prefect in {ring.path(args.name)}, from the next `truing up` on"
     else:
         path = settings.password_file(args.name)
         found |= {"kind": "password", "file": str(path), "grace_s": GRACE_S}

@@ -76,11 +76,16 @@ class Evidence:
             return self.book.releases(self.problem)
         if self.docket is None:
             return []
-        opened = [
-            open_envelope(self.docket.released[sequence].envelope, Release, RELEASE_TYPE, self.keys.release)
-            for sequence in sorted(self.docket.released)
-        ]
-        return [one for one in opened if isinstance(one, Release)]
+        return statements(self.docket, self.keys)
+
+
+def statements(docket: Docket, keys: Keys) -> list[Release]:
+    """Every release that the audit has seen attached, by rising sequence, if the steward's signature holds."""
+    opened = [
+        open_envelope(docket.released[sequence].envelope, Release, RELEASE_TYPE, keys.release)
+        for sequence in sorted(docket.released)
+    ]
+    return [one for one in opened if isinstance(one, Release)]
 
 
 def prove_problem(seen: Evidence, *, now: float) -> list[Check]:
