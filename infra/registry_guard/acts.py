@@ -10,29 +10,27 @@ from typing import Any
 
 from truing.tasks.records import Refusal
 
-ROLES = ("admin", "trainer", "steward", "approver", "gateway")  # the gateway only reads
-RESERVED = re.compile(r"^(approval|verdict|release|policy|anchor|rollback|frozen|trainer|payload|mlflow)(\.|$)")
-STAMPS = re.compile(
-    r"^(trainer|approval\.(stamp|by|at)|policy\.(stamp|by|at)|anchor\.(by|at)|rollback\.(by|at)|frozen\.(by|at))$"
-)
+RESERVED = re.compile(r"^(approval|verdict|release|policy|anchor|rollback|frozen|standing|trainer|payload|mlflow)(\.|$)")
+STAMPS = re.compile(r"^(trainer|payload|(approval|policy|standing)\.(stamp|by|at)|(anchor|rollback|frozen)\.(by|at))$")
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 _LOOK = str.maketrans("013457@$|", "oieastasi")
 
 
 @dataclass(frozen=True)
 class Act:
-    """Who asks for what. `body` is MLflow's own parsed message, so the rule reads exactly what the handler will read."""
+    """Who asks for what. `body` is MLflow's own parsed message, so the rule reads exactly what the handler will read.
+
+    `role` is the login's office (`users.office`). `found` is what the rule has looked up on the way and the record needs.
+    """
 
     user: str
+    role: str
     now: float
     function: str
     method: str
     body: Any
     path: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def role(self) -> str:
-        """The login's office; a login that is none of them may only read."""
-        return self.user if self.user in ROLES else "reader"
+    found: dict[str, Any] = field(default_factory=dict)
 
     @property
     def roles(self) -> frozenset[str]:
@@ -86,4 +84,24 @@ def answer(refusal: Refusal) -> str:
             "message": str(refusal),
             "refusal": {"code": refusal.code, "reason": refusal.reason, "remedy": refusal.remedy},
         }
+    )
+
+
+def plain(key: str) -> Refusal | None:
+    """Keys are exact; stamps are nobody's."""
+    if key != normal(key) and RESERVED.match(normal(key)):
+        return Refusal(
+            code="tag.lookalike", reason=f"the tag {key!r} could be taken for {normal(key)!r}", remedy="write it exactly"
+        )
+    if STAMPS.match(key):
+        return Refusal(code="tag.stamp", reason=f"the tag {key} is a stamp that only the registry sets", remedy="leave it out")
+    return None
+
+
+def numbered(act: Act) -> Refusal | None:
+    """A version's number in one spelling only: MLflow would read 01 as 1."""
+    if _NUMBER.fullmatch(act.body.version):
+        return None
+    return Refusal(
+        code="version.number", reason=f"expected a version number, got {act.body.version[:40]!r}", remedy="write it plainly"
     )

@@ -5,25 +5,41 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
 from truing.tasks.errors import Unavailable
-from truing.tasks.release.audit import START, Entry, Line, read, seal_line
+from truing.tasks.release.audit import START, Broken, Entry, Line, Mark, follow, read, seal_line
 
-__all__ = ["Audit", "Entry", "Line", "read"]
+__all__ = ["Audit", "Entry", "Line", "Mark", "read"]
+PAGE = 1000  # lines in one answer
 
 
 class Audit:
-    """The open log of one server. Holds a file lock: a second server on the same folder is told so and ends."""
+    """The open log of one server. Holds a file lock: a second server on the same folder is told so and ends.
 
-    def __init__(self, path: Path, private_key: bytes) -> None:
+    `key` and `trusted` give the registry's private key and its public ones, as they are now (they rotate). `taken` is called
+    with every line in order: those on the disk, checked, before this returns, then each one added. Raises Unavailable if the
+    file can't be held or written, Broken where its chain does not hold.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        key: Callable[[], bytes],
+        trusted: Callable[[], Iterable[bytes]],
+        taken: Callable[[Line], None] = lambda line: None,
+    ) -> None:
         self.path = path
-        self._key = private_key
+        self.heard: Callable[[], None] = lambda: None  # called after each line added
+        self._key, self._taken = key, taken
         self._lock = threading.Lock()
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise Unavailable(f"expected a writable audit at {path}, got {error.strerror}; mend the folder") from None
         try:
@@ -31,47 +47,99 @@ class Audit:
         except OSError:
             os.close(self._file)
             raise Unavailable(f"expected the audit {path} to be free, another registry holds it; stop that one first") from None
-        torn = self._mend()
-        last = None
-        for last in read(path):  # noqa: B007 - the last one is what is wanted
-            pass
-        self._n, self._head = (last.entry.n, last.digest) if last else (0, START)
+        self._ends = array("Q", [0])  # where line n ends, in bytes
+        self._n, self._head = 0, START
+        try:
+            torn = self._mend()
+            self._take(trusted())
+        except BaseException:
+            self.close()
+            raise
         if torn:
             self.add("registry", "audit.mend", str(path.name), "done", f"a crash left {torn} bytes of a torn last line", 0.0)
 
     def add(
         self, user: str, act: str, target: str, outcome: str, reason: str, at: float, facts: dict[str, str] | None = None
     ) -> Line:
-        """Append one record, see it on the disk, and return it."""
+        """Append one record, see it on the disk, and return it. Raises OSError when it could not be kept: nothing was added."""
         with self._lock:
             entry = Entry(
                 n=self._n + 1,
                 at=at,
-                user=user,
-                act=act,
-                target=target,
+                user=_clean(user),
+                act=_clean(act),
+                target=_clean(target[:500]),
                 outcome=outcome,
-                reason=reason[:2000],
+                reason=_clean(reason[:2000]),
                 previous=self._head,
                 facts=facts or {},
             )
-            line = seal_line(entry, self._key)
-            os.write(self._file, msgspec.json.encode(line) + b"\n")
-            os.fsync(self._file)
+            line = seal_line(entry, self._key())
+            self._append(msgspec.json.encode(line) + b"\n")
             self._n, self._head = entry.n, line.digest
-            return line
+            self._taken(line)
+        self.heard()
+        return line
 
-    def head(self) -> tuple[int, str]:
+    def head(self) -> Mark:
         """Number and digest of the last record: what to keep elsewhere against a cut tail."""
-        return self._n, self._head
+        return Mark(n=self._n, digest=self._head)
+
+    def page(self, after: int) -> bytes:
+        """The lines above number `after`, at most PAGE of them, as they stand in the file: JSON {"lines": […]}."""
+        last = self._n
+        first = min(max(after, 0), last)
+        start, end = self._ends[first], self._ends[min(first + PAGE, last)]
+        text = os.pread(self._file, end - start, start) if end > start else b""
+        return b'{"lines":[' + b",".join(text.splitlines()) + b"]}"
 
     def close(self) -> None:
         os.close(self._file)
 
+    def _append(self, data: bytes) -> None:
+        """All of it or nothing: a full disk leaves no half line behind, which the next one would be glued to."""
+        start = self._ends[-1]
+        if os.fstat(self._file).st_size != start:
+            os.ftruncate(self._file, start)
+        try:
+            written = os.write(self._file, data)
+            if written < len(data):
+                raise OSError(28, "the disk took only a part of the audit record")
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, start)
+            raise
+        self._ends.append(start + len(data))
+
+    def _take(self, keys: Iterable[bytes]) -> None:
+        with self.path.open("rb") as file:
+            for line in follow(self._lines(file), keys=keys):
+                self._n, self._head = line.entry.n, line.digest
+                self._taken(line)
+
+    def _lines(self, file: BinaryIO) -> Iterator[Line]:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = msgspec.json.decode(raw, type=Line)
+            except msgspec.DecodeError:
+                raise Broken(
+                    f"expected an audit record at line {number} of {self.path}, got something else; restore it from a backup"
+                ) from None
+            self._ends.append(self._ends[-1] + len(raw))
+            yield line
+
     def _mend(self) -> int:
         """Cut a last line without its newline: only a crash in mid-write leaves one, and its act was not answered yet."""
-        data = self.path.read_bytes()
-        keep = data.rfind(b"\n") + 1
-        if keep < len(data):
+        size = os.fstat(self._file).st_size
+        keep = size
+        while keep and os.pread(self._file, 1, keep - 1) != b"\n":
+            begin = max(0, keep - 65_536)
+            keep = begin + os.pread(self._file, keep - begin, begin).rfind(b"\n") + 1
+        if keep < size:
             os.ftruncate(self._file, keep)
-        return len(data) - keep
+        return size - keep
+
+
+def _clean(text: str) -> str:
+    """Text that JSON can carry: lone surrogates, which a strange request may bring, become question marks."""
+    return text.encode("utf-8", "replace").decode()

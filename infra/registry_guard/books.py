@@ -1,108 +1,107 @@
-"""What the guard looks up for itself: MLflow's own stores in this process, and the artifact bytes on this disk."""
+"""MLflow's own stores in this process, as the guard uses them: to find where bytes lie, and to write the view that people read.
+
+Nothing read here is believed. Stamps of ours ride along in MLflow's own insert, so that a row is never seen without them.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from truing.tasks.records import Record, Release
-from truing.tasks.release.versions import Version, accepted_policy, is_frozen, open_releases
-from truing.tasks.seal import Facts, Keys, read_tree, tree_digest
+from truing.infra.registry_guard.files import Files, below_root
+from truing.tasks.records import Record
+from truing.tasks.release.versions import Version
 
-OWNER = "truing.by"  # tag of a run or logged model: the login that made it, stamped here
+OWNER = "truing.by"  # tag of a run or logged model: the login that made it
+_KEPT = 50_000  # owners kept in memory
 
 
 class Held(Record, frozen=True):
-    """A registered version and where its bytes lie below the artifact root."""
+    """A version as MLflow's database has it, and the folder below the artifact root that it names ("" for none of ours)."""
 
     version: Version
     root: str
 
 
-class Books:
-    """Reads and stamps. `artifacts` is the local artifact root."""
+class Owned(Record, frozen=True):
+    """Who made a run or logged model, and where its files go below the artifact root; None for any other place."""
 
-    def __init__(self, artifacts: Path, keys: Keys) -> None:
+    user: str | None
+    root: str | None
+
+
+class Books:
+    """One per server: MLflow keeps its stores in module globals."""
+
+    def __init__(self, files: Files) -> None:
         from mlflow.server.handlers import _get_model_registry_store, _get_tracking_store
 
-        self.artifacts, self.keys = artifacts, keys
+        self.files = files
         self.tracking: Any = _get_tracking_store()
         self.registry: Any = _get_model_registry_store()
+        self._owned: dict[str, Owned] = {}
+        self._ride_along()
 
     # --- versions and models
     def version(self, problem: str, version: str) -> Held:
         """Raises MlflowException when there is none."""
         return self._held(self.registry.get_model_version(problem, version))
 
-    def versions(self, problem: str | None = None) -> list[Held]:
-        """All versions of one problem, or of all, by rising number."""
+    def versions(self) -> list[Held]:
+        """All versions of all problems."""
         found: list[Held] = []
         token = None
         while True:
-            page = self.registry.search_model_versions(
-                f"name='{problem}'" if problem else None, max_results=1000, page_token=token
-            )
+            page = self.registry.search_model_versions(None, max_results=1000, page_token=token)
             found += [self._held(raw) for raw in page]
             token = page.token
             if not token:
-                return sorted(found, key=lambda held: held.version.number)
+                return found
 
-    def model_tags(self, problem: str) -> dict[str, str]:
-        return dict(self.registry.get_registered_model(problem).tags)
+    def highest(self, problem: str) -> int:
+        """The highest version number that the database knows of a problem; 0 if none."""
+        newest = self.registry.search_model_versions(f"name='{problem}'", max_results=1, order_by=["version_number DESC"])
+        return int(newest[0].version) if newest else 0
 
-    def champion(self, problem: str) -> str | None:
-        aliases = self.registry.get_registered_model(problem).aliases
-        return str(aliases["champion"]) if "champion" in aliases else None
+    def models(self) -> dict[str, dict[str, str]]:
+        """The tags of every registered model."""
+        found: dict[str, dict[str, str]] = {}
+        token = None
+        while True:
+            page = self.registry.search_registered_models(None, max_results=1000, page_token=token)
+            found |= {raw.name: dict(raw.tags) for raw in page}
+            token = page.token
+            if not token:
+                return found
 
-    def releases(self, problem: str) -> list[Release]:
-        """Releases whose signature holds, by rising sequence."""
-        return open_releases([held.version for held in self.versions(problem)], self.keys)
+    def payload(self, root: str, *, settle: bool = False) -> str | None:
+        """Digest of the bytes that lie below `root` now; None if there are none. Raises Unsafe at a link and the like."""
+        return self.files.digest(tuple(root.split("/")), settle=settle) if root else None
 
-    def payload(self, root: str) -> str | None:
-        """Digest of the bytes that lie below `root` now; None if there are none. Raises ValueError at a link."""
-        files = read_tree(self.artifacts / root)
-        return tree_digest(files) if files else None
+    def forget_version(self, problem: str, version: str) -> None:
+        self.registry.delete_model_version(problem, version)
 
-    def facts(
-        self, held: Held, *, actor: str, roles: frozenset[str], decision: str | None = None, reason: str | None = None
-    ) -> Facts:
-        """Everything `admit` asks about a version, from the bytes and tags as they are at this moment."""
-        version = held.version
-        tags = self.model_tags(version.problem)
-        serving = self.champion(version.problem)
-        return Facts(
-            problem=version.problem,
-            version=version.version,
-            payload=self.payload(held.root),
-            verdict=version.verdict,
-            approval=version.stamp,
-            release=version.release,
-            policy=accepted_policy(version.problem, tags, self.keys),
-            trainer=version.trainer,
-            actor=actor,
-            decision=decision,
-            reason=version.tags.get("approval.reason", "") if reason is None else reason,
-            roles=roles,
-            frozen=is_frozen(tags),
-            champion=None
-            if serving in (None, version.version)
-            else self.version(version.problem, str(serving)).version.payload,
-        )
-
-    def stamp_version(self, problem: str, version: str, tags: dict[str, str]) -> None:
+    # --- the view
+    def show_version(self, problem: str, version: str, tags: dict[str, str | None]) -> None:
+        """Write these tags; None takes one away."""
         from mlflow.entities.model_registry import ModelVersionTag
 
         for key, value in tags.items():
-            self.registry.set_model_version_tag(problem, version, ModelVersionTag(key, value))
+            if value is None:
+                self.registry.delete_model_version_tag(problem, version, key)
+            else:
+                self.registry.set_model_version_tag(problem, version, ModelVersionTag(key, value))
 
-    def stamp_model(self, problem: str, tags: dict[str, str]) -> None:
+    def show_model(self, problem: str, tags: dict[str, str | None]) -> None:
         from mlflow.entities.model_registry import RegisteredModelTag
 
         for key, value in tags.items():
-            self.registry.set_registered_model_tag(problem, RegisteredModelTag(key, value))
+            if value is None:
+                self.registry.delete_registered_model_tag(problem, key)
+            else:
+                self.registry.set_registered_model_tag(problem, RegisteredModelTag(key, value))
 
     def _held(self, raw: Any) -> Held:
         location = self.registry.get_model_version_download_uri(raw.name, raw.version)
@@ -112,41 +111,74 @@ class Books:
                 version=str(raw.version),
                 created=raw.creation_timestamp / 1000.0,
                 tags=dict(raw.tags),
+                description=raw.description or "",
                 aliases=tuple(raw.aliases or ()),
             ),
             root=below_root(location) or "",
         )
 
-    # --- runs and logged models
-    def run_owner(self, run: str) -> str | None:
-        owner: str | None = self.tracking.get_run(run).data.tags.get(OWNER)
-        return owner
+    # --- runs and logged models: they carry no power, so what was seen of them once is good enough
+    def run(self, run: str) -> Owned:
+        """Raises MlflowException when there is none."""
+        if run not in self._owned:
+            raw = self.tracking.get_run(run)
+            self._keep(run, Owned(user=raw.data.tags.get(OWNER), root=below_root(raw.info.artifact_uri)))
+        return self._owned[run]
 
-    def logged_model_owner(self, model: str) -> str | None:
-        owner: str | None = self.tracking.get_logged_model(model).tags.get(OWNER)
-        return owner
+    def logged_model(self, model: str) -> Owned:
+        if model not in self._owned:
+            raw = self.tracking.get_logged_model(model)
+            self._keep(model, Owned(user=raw.tags.get(OWNER), root=below_root(raw.artifact_location)))
+        return self._owned[model]
 
-    def logged_model_root(self, model: str) -> str | None:
-        return below_root(self.tracking.get_logged_model(model).artifact_location)
+    def _keep(self, name: str, owned: Owned) -> None:
+        if len(self._owned) >= _KEPT:
+            self._owned.clear()
+        self._owned[name] = owned
 
-    def run_root(self, run: str) -> str | None:
-        return below_root(self.tracking.get_run(run).info.artifact_uri)
+    # --- stamps
+    def _ride_along(self) -> None:
+        """MLflow's handlers call these three; from now on they bring the stamp of the request's act."""
+        from mlflow.entities import LoggedModelTag, RunTag
+        from mlflow.entities.model_registry import ModelVersionTag
 
-    def own_run(self, run: str, user: str) -> None:
-        from mlflow.entities import RunTag
+        create_run, create_model = self.tracking.create_run, self.tracking.create_logged_model
+        create_version = self.registry.create_model_version
 
-        self.tracking.set_tag(run, RunTag(OWNER, user))
+        def run(experiment_id: str, user_id: str, start_time: int, tags: list[Any], run_name: str) -> Any:
+            made = create_run(experiment_id, user_id, start_time, [*tags, *(RunTag(*pair) for pair in _stamps())], run_name)
+            self._keep(made.info.run_id, Owned(user=_user(), root=below_root(made.info.artifact_uri)))
+            return made
 
-    def own_logged_model(self, model: str, user: str) -> None:
-        from mlflow.entities import LoggedModelTag
+        def model(*args: Any, tags: list[Any] | None = None, **more: Any) -> Any:
+            made = create_model(*args, tags=[*(tags or ()), *(LoggedModelTag(*pair) for pair in _stamps())], **more)
+            self._keep(made.model_id, Owned(user=_user(), root=below_root(made.artifact_location)))
+            return made
 
-        self.tracking.set_logged_model_tags(model, [LoggedModelTag(OWNER, user)])
+        def version(*args: Any, tags: list[Any] | None = None, **more: Any) -> Any:
+            stamps = _stamps()
+            given = [tag for tag in tags or () if tag.key not in {key for key, _ in stamps}]
+            return create_version(*args, tags=[*given, *(ModelVersionTag(*pair) for pair in stamps)], **more)
+
+        self.tracking.create_run, self.tracking.create_logged_model = run, model
+        self.registry.create_model_version = version
 
 
-def below_root(uri: str) -> str | None:
-    """`mlflow-artifacts:/1/models/m-x/artifacts` → `1/models/m-x/artifacts`; None for any other store."""
-    scheme, _, path = uri.partition(":")
-    return path.strip("/") if scheme == "mlflow-artifacts" and path.strip("/") else None
+def _stamps() -> list[tuple[str, str]]:
+    """What the act of this request stamps on the row that it makes: its rule has said so."""
+    act = _act()
+    return list(act.found.get("stamps", {}).items()) if act else []
+
+
+def _user() -> str | None:
+    act = _act()
+    return act.user if act else None
+
+
+def _act() -> Any:
+    from flask import g, has_request_context
+
+    return g.get("truing_act") if has_request_context() else None
 
 
 class Uploads:
@@ -160,14 +192,10 @@ class Uploads:
         self._frozen = frozen
         self._busy: Counter[str] = Counter()
 
-    def frozen(self, root: str) -> bool:
+    def begin(self, root: str, path: tuple[str, ...]) -> bool:
+        """False if the file at `path`, somewhere below `root`, is in a frozen folder; else `root` is busy until `end`."""
         with self._lock:
-            return root in self._frozen
-
-    def begin(self, root: str) -> bool:
-        """False if the folder is frozen; else it counts as busy until `end`."""
-        with self._lock:
-            if root in self._frozen:
+            if any("/".join(path[:length]) in self._frozen for length in range(1, len(path) + 1)):
                 return False
             self._busy[root] += 1
             return True

@@ -25,6 +25,7 @@ def configure(keyring: Keyring, settings: Settings) -> None:
         "authorization_function = truing.infra.registry_guard.users:authenticate\n"
     )
     store = f"sqlite:///{root / 'mlflow.db'}"
+    os.environ.pop("_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN", None)  # a password for any login: no job of MLflow's runs here
     os.environ.update(
         {
             "_MLFLOW_SERVER_FILE_STORE": store,
@@ -34,6 +35,7 @@ def configure(keyring: Keyring, settings: Settings) -> None:
             "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
             "_MLFLOW_SGI_NAME": "uvicorn",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_ENABLE_WORKSPACES": "false",
             "MLFLOW_AUTH_CONFIG_PATH": str(ini),
             "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
             "MLFLOW_AUTH_ADMIN_PASSWORD": secrets.token_urlsafe(32),  # of the row, which opens nothing

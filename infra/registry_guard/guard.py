@@ -1,7 +1,8 @@
-"""The guard around MLflow's Flask app: before every request it asks the rules, after it the registry stamps what was done.
+"""The guard around MLflow's Flask app: before every request it asks the rules, after it the registry records what was done.
 
-It never raises: an exception would become a 500, and MLflow's clients would try again for minutes. Guarded writes are taken one
-at a time, so what a rule has read is still so when MLflow writes.
+It stands in the place of MLflow's own permission check, which believes tables that others may write. It never raises: an
+exception would become a 500, and MLflow's clients would try again for minutes. Acts on the registry are taken one at a time, so
+what a rule has read is still so when MLflow writes; an act counts from the moment its line is in the audit, and not before.
 """
 
 from __future__ import annotations
@@ -18,121 +19,161 @@ from typing import Any
 
 import msgspec
 
-from truing.infra.keys import Keyring
+from truing.infra.keys import Following, Keyring
+from truing.infra.registry_guard import users
 from truing.infra.registry_guard.acts import Act, answer
 from truing.infra.registry_guard.audit import Audit
 from truing.infra.registry_guard.books import Books, Uploads
-from truing.infra.registry_guard.ownership import FROZEN, AllRules
-from truing.infra.registry_guard.routes import READS, RULED
-from truing.infra.registry_guard.stamps import Stamps
+from truing.infra.registry_guard.deeds import Deeds
+from truing.infra.registry_guard.files import Files, Unsafe
+from truing.infra.registry_guard.ground import Ground
+from truing.infra.registry_guard.knocks import Knocks
+from truing.infra.registry_guard.ledger import Ledger
+from truing.infra.registry_guard.ownership import FROZEN, Place
+from truing.infra.registry_guard.routes import PUBLIC, READS, RULED, UNAUDITED
+from truing.infra.registry_guard.rules import CLOSED, Rules
+from truing.infra.registry_guard.view import View
 from truing.tasks.errors import TruingError
 from truing.tasks.records import Refusal
+from truing.tasks.release import acts
 
 _log = logging.getLogger("truing.registry")
-_SAFE = ("GET", "HEAD", "OPTIONS")
-# runs and files are many and carry no power: only their refusals are audited (a version's bytes are bound by its payload)
-_UNAUDITED = frozenset({"create_run", "own_run", "create_logged_model", "own_logged_model", "own_artifact", "graphql"})
+_SAFE = ("GET", "HEAD")
+SAID = "X-Truing-Audited"  # on answers whose refusal is in the audit already
 
 
 class Guard:
     """One per server. `install` hooks it into MLflow's Flask app; `asgi.Gate` asks it about the routes Flask never sees."""
 
     def __init__(
-        self, root: Path, keyring: Keyring, problems: Path, audit: Audit, *, clock: Callable[[], float] = time.time
+        self,
+        files: Files,
+        keyring: Keyring,
+        problems: Path,
+        audit: Audit,
+        ledger: Ledger,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        keys = keyring.public()
-        self.books = Books(root / "artifacts", keys)
-        self.uploads = Uploads({held.root for held in self.books.versions()})
-        self.rules = AllRules(self.books, self.uploads)
-        self.stamps = Stamps(self.books, keyring.read("registry"), problems)
-        self.audit = audit
-        self.clock = clock
+        key = Following(lambda: keyring.read("registry"), keyring.path("registry"))
+        self.files, self.audit, self.ledger, self.clock = files, audit, ledger, clock
+        self.books = Books(files)
+        self.deeds = Deeds(ledger, key, problems)
+        self.view = View(self.books, ledger, key)
+        for target, words in self.view.mend():
+            self.audit.add("registry", "view.mend", target, "done", words, self.clock())
+        self.uploads = Uploads(ledger.folders | {held.root for held in self.books.versions()})
+        self.rules = Rules(Ground(self.books, ledger, self.uploads, self.deeds.policy))
+        self.knocks = Knocks(self._knocked)
         self._turn = threading.Lock()
-        self._boot, self._changes = secrets.token_hex(4), 0
-        self._mend()
-
-    def _mend(self) -> None:
-        """Stamp versions whose registration was cut short between MLflow's write and ours: only a trainer can make one."""
-        for held in self.books.versions():
-            if held.version.trainer is None:
-                name, version = held.version.problem, held.version.version
-                payload = self.books.payload(held.root) or ""
-                self.books.stamp_version(name, version, {"payload": payload, "trainer": "trainer"})
-                self.audit.add("registry", "version.mend", f"{name}/{version}", "done", f"payload {payload}", self.clock())
+        self._boot = secrets.token_hex(4)
 
     def install(self) -> None:
-        """Ask before MLflow's own permission check does: it answers without reasons, and nothing would be audited."""
+        """Take the place of MLflow's own check and of what it does after a request: rows in its tables of permissions."""
         from mlflow.server import app
-        from mlflow.server.auth import _before_request
+        from mlflow.server.auth import _after_request, _before_request
 
-        hooks = app.before_request_funcs.setdefault(None, [])
-        hooks.insert(hooks.index(_before_request), self.before)
-        app.after_request(self.after)
+        hooks = app.before_request_funcs[None]
+        hooks[hooks.index(_before_request)] = self.before
+        hooks = app.after_request_funcs[None]
+        hooks[hooks.index(_after_request)] = self.after
         app.teardown_request(self.release)
 
+    # --- around a request
     def before(self) -> Any:
         """None lets the request pass; a response ends it."""
+        return self._checked(self._before)
+
+    def _before(self) -> Any:
         from flask import g, request
 
         rule = request.url_rule
         function = rule.endpoint if rule else ""
-        if function in READS or (rule is None and request.method in _SAFE) or request.method == "OPTIONS":
+        if function in PUBLIC or (request.method == "OPTIONS" and getattr(rule, "provide_automatic_options", True)):
             return None
-        user = _login()
-        if user is None:
-            return None  # MLflow's check comes next and answers 401
+        given = users.authenticate()
+        if not hasattr(given, "username"):
+            return given  # a 401: `after` tells the audit
+        user = g.mlflow_authenticated_user = str(given.username)
+        if function in READS or (rule is None and request.method in _SAFE):
+            return None
         if function not in RULED:
-            what = function or request.path
-            return self.refuse(
-                user,
-                f"{request.method} {request.path}",
-                what,
-                Refusal(code="route", reason="this part of MLflow is closed here", remedy="see docs: what the registry allows"),
-            )
-        if not self._turn.acquire(timeout=30):
-            return _respond(409, "RESOURCE_CONFLICT", "the registry is busy with another write; try again")
-        g.truing_turn = True
-        return self._checked(lambda: self._ask(user, function))
+            return self.refuse(user, f"{request.method} {request.path}", function or request.path, CLOSED)
+        if function not in UNAUDITED:
+            if not self._turn.acquire(timeout=30):
+                return _respond(409, "RESOURCE_CONFLICT", "the registry is busy with another write; try again")
+            g.truing_turn = True
+        return self._ask(user, function)
 
     def _ask(self, user: str, function: str) -> Any:
         from flask import g, request
 
         act = Act(
             user=user,
+            role=users.office(user),
             now=self.clock(),
             function=function,
             method=request.method,
             body=_body(function),
             path={key: str(value) for key, value in (request.view_args or {}).items()},
         )
-        refusal = getattr(self.rules, RULED[function])(act)
+        try:
+            refusal = self.rules.named(RULED[function])(act)
+        except Unsafe as error:
+            refusal = unsafe(error)
         if refusal is not None:
             return self.refuse(user, function, act.target, refusal)
         g.truing_act = act
-        if RULED[function] not in _UNAUDITED:
-            self.audit.add(user, function, act.target, "allowed", "", act.now)
         return None
 
     def after(self, response: Any) -> Any:
-        """Stamp and record what MLflow has just done."""
+        """Record what MLflow has just done, or refused by itself."""
         from flask import g
 
         act = g.pop("truing_act", None)
         if act is None:
+            if response.status_code in (401, 403) and SAID not in response.headers:
+                self._checked(lambda: self._refused_by_mlflow(response))
             return response
-        if response.status_code >= 400:
-            if RULED[act.function] not in _UNAUDITED:
-                self.audit.add(act.user, act.function, act.target, "failed", response.get_data(as_text=True)[:300], act.now)
+        if act.function in UNAUDITED:
             return response
-        stamped = self._checked(lambda: self._stamp(act, response)) or response
-        if RULED[act.function] not in _UNAUDITED:
-            self._changes += 1
-        return stamped
+        return self._checked(lambda: self._record(act, response)) or response
 
-    def _stamp(self, act: Act, response: Any) -> None:
-        words = self.stamps.after(act, json.loads(response.get_data() or b"{}"))
-        if words:
-            self.audit.add(act.user, act.function, act.target, "done", words, act.now)
+    def _record(self, act: Act, response: Any) -> Any:
+        """One line, and with it the act has power; then the view. Returns another answer when it can't be kept."""
+        if response.status_code >= 400:
+            words = response.get_data(as_text=True)[:300]
+            self.audit.add(act.user, act.function, act.target, "failed", words, act.now)
+            return None
+        told = json.loads(response.get_data() or b"{}")
+        if act.function == "_create_model_version":
+            number = str(told["model_version"]["version"])
+            refusal = self.rules.versions.renumbered(act.body.name, int(number))
+            if refusal:
+                self.books.forget_version(act.body.name, number)
+                return self.refuse(act.user, act.function, act.target, refusal)
+        deed = self.deeds.of(act, told)
+        self.audit.add(act.user, deed.act, deed.target or act.target, "done", deed.words, act.now, deed.facts)
+        self._checked(lambda: self._show(act, deed.act))  # it counts already; a view that could not be written waits for `mend`
+        return None
+
+    def _show(self, act: Act, deed: str) -> None:
+        if deed == acts.DECISION:
+            self.view.decided(act.body.name, act.body.version)
+        elif deed in (acts.POLICY, acts.ANCHOR, acts.ROLLBACK, acts.FROZEN, acts.STANDING):
+            self.view.acted(act.body.name, deed)
+
+    def _refused_by_mlflow(self, response: Any) -> None:
+        from flask import g, request
+
+        function = request.url_rule.endpoint if request.url_rule else request.path
+        if response.status_code == 401:
+            self.unknown(request.method, request.path, request.headers.get("Authorization"))
+        else:
+            user = g.get("mlflow_authenticated_user", "?")
+            words = response.get_data(as_text=True)[:300] if response.is_sequence else "MLflow said no"
+            self.audit.add(user, f"{request.method} {function}", request.path, "refused", words, self.clock())
+        response.headers[SAID] = "1"
 
     def release(self, _error: BaseException | None = None) -> None:
         """The next write's turn, whatever became of this one."""
@@ -141,34 +182,45 @@ class Guard:
         if g.pop("truing_turn", False):
             self._turn.release()
 
-    def upload(self, user: str, path: str) -> Refusal | str:
-        """May this login write this file? The folder to `end` afterwards, or why not. For `asgi.Gate`."""
+    # --- for the door in front of Flask
+    def upload(self, user: str, path: str) -> Refusal | Place:
+        """May this login write this file? Where it goes (its folder is busy until `uploads.end`), or why not."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            root = self.rules.artifact_root(user, path)
+            place = self.rules.own.upload(user, users.office(user), path)
         except (SQLAlchemyError, MlflowException, OSError, ValueError):
             _log.exception("could not check")
             return Refusal(code="artifact.unchecked", reason="the registry could not check this file", remedy="try again")
-        if isinstance(root, Refusal) or self.uploads.begin(root):
-            return root
-        return FROZEN
+        return place if isinstance(place, Refusal) or self.uploads.begin(place.root, place.path) else FROZEN
 
-    def note(self, user: str, act: str, target: str, refusal: Refusal) -> None:
-        """A refusal into the audit."""
-        self.audit.add(user, act, target, "refused", str(refusal), self.clock())
+    def note(self, user: str, act: str, target: str, refusal: Refusal | str) -> None:
+        """A refusal into the audit. One that can't be kept there (a full disk) stays a refusal."""
+        try:
+            self.audit.add(user, act, target, "refused", str(refusal), self.clock())
+        except OSError as error:
+            _log.error("could not audit %s %s by %s: %s", act, target, user, error.strerror)
+
+    def unknown(self, method: str, path: str, header: str | None) -> None:
+        """A request without a login that counts."""
+        claimed = users.claimed(header)
+        self.knocks.knock(f"{method} {path[:200]}" + (f" as {claimed[0][:60]!a}" if claimed else " without a login"))
+
+    def _knocked(self, count: int, first: str) -> None:
+        self.note("?", "login", first, f"{count} without a login that counts")
 
     def changes(self) -> str:
-        """A word that changes with every guarded write and every start: who polls can ask this 100 times more cheaply."""
-        return f"{self._boot}-{self._changes}"
+        """A word that changes with every line of the audit and every start: who polls can ask this 100 times more cheaply."""
+        return f"{self._boot}-{self.audit.head().n}"
 
+    # --- answers
     def refuse(self, user: str, act: str, target: str, refusal: Refusal) -> Any:
         """403 in MLflow's error format, and a line in the audit."""
         from flask import Response
 
         self.note(user, act, target, refusal)
-        return Response(answer(refusal), status=403, mimetype="application/json")
+        return Response(answer(refusal), status=403, mimetype="application/json", headers={SAID: "1"})
 
     def _checked(self, step: Callable[[], Any]) -> Any:
         """Run a step; whatever goes wrong in it becomes a 4xx with one line."""
@@ -193,16 +245,11 @@ class Guard:
             AttributeError,
         ):
             _log.exception("could not check")
-        return _respond(409, "RESOURCE_CONFLICT", "the registry could not check this act and did not let it pass; see its log")
+        return _respond(409, "RESOURCE_CONFLICT", "the registry could not check or record this act; it counts for nothing")
 
 
-def _login() -> str | None:
-    """The user whose password came with the request; None if it is missing or wrong."""
-    from flask import Response
-    from mlflow.server.auth import authenticate_request
-
-    found = authenticate_request()
-    return None if isinstance(found, Response) else str(found.username)
+def unsafe(error: Unsafe) -> Refusal:
+    return Refusal(code="artifact.unsafe", reason=str(error), remedy="put the plain file there again, see `truing audit show`")
 
 
 def _body(function: str) -> Any:

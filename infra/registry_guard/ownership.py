@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import posixpath
-from pathlib import PurePosixPath
-
 from truing.infra.registry_guard.acts import Act, normal, only
 from truing.infra.registry_guard.books import OWNER
-from truing.infra.registry_guard.rules import Rules
-from truing.tasks.records import Refusal
+from truing.infra.registry_guard.files import parts
+from truing.infra.registry_guard.ground import Ground
+from truing.tasks.records import Record, Refusal
 
 _WRITERS = ("trainer", "steward")
 FROZEN = Refusal(
@@ -18,8 +16,16 @@ FROZEN = Refusal(
 )
 
 
-class AllRules(Rules):
-    """The registry's rules and those of ownership."""
+class Place(Record, frozen=True):
+    """Where an upload goes: the file, and the folder of the run or logged model that it is in."""
+
+    path: tuple[str, ...]
+    root: str
+
+
+class Ownership:
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
 
     def create_experiment(self, act: Act) -> Refusal | None:
         if act.role not in _WRITERS:
@@ -36,38 +42,35 @@ class AllRules(Rules):
         return None if act.role in _WRITERS else only("trainer or steward", "tags experiments")
 
     def create_run(self, act: Act) -> Refusal | None:
+        act.found["stamps"] = {OWNER: act.user}
         return _writer(act, "makes runs") or _no_owner(act)
 
     def create_logged_model(self, act: Act) -> Refusal | None:
+        act.found["stamps"] = {OWNER: act.user}
         return _writer(act, "logs models") or _no_owner(act)
 
-    def own_run(self, act: Act) -> Refusal | None:
+    def run(self, act: Act) -> Refusal | None:
         refusal = _writer(act, "writes runs") or _no_owner(act)
         if refusal:
             return refusal
         run = act.body.run_id or getattr(act.body, "run_uuid", "")
-        if self.books.run_owner(run) != act.user:
+        if self._ground.books.run(run).user != act.user:
             return Refusal(code="run.owner", reason=f"run {run} is not yours", remedy="write into your own runs")
         return None
 
-    def own_logged_model(self, act: Act) -> Refusal | None:
+    def logged_model(self, act: Act) -> Refusal | None:
         refusal = _writer(act, "writes logged models") or _no_owner(act)
         if refusal:
             return refusal
         named = {act.path.get("model_id", ""), getattr(act.body, "model_id", "")} - {""}
         for model in named:
-            if self.books.logged_model_owner(model) != act.user:
+            if self._ground.books.logged_model(model).user != act.user:
                 return Refusal(code="model.owner", reason=f"logged model {model} is not yours", remedy="write into your own")
         return None
 
-    def own_artifact(self, act: Act) -> Refusal | None:
-        """Flask's artifact routes (delete, and put when MLflow does not serve it natively)."""
-        root = self.artifact_root(act.user, act.path.get("artifact_path", ""))
-        return root if isinstance(root, Refusal) else None
-
-    def artifact_root(self, user: str, path: str) -> Refusal | str:
-        """The folder of the run or logged model that `path` lies in, if this login may write there; else why not."""
-        if user not in _WRITERS:
+    def upload(self, user: str, role: str, path: str) -> Place | Refusal:
+        """Where this login's file at `path` goes, if it may; else why not."""
+        if role not in _WRITERS:
             return only("trainer or steward", "writes files")
         from mlflow.exceptions import MlflowException
         from mlflow.utils.uri import validate_path_is_safe
@@ -77,21 +80,20 @@ class AllRules(Rules):
             reason=f"expected a file below a run or logged model of yours, got {path[:200]!r}",
             remedy="make a run or logged model, and upload below its artifact folder",
         )
+        books = self._ground.books
         try:
-            parts = PurePosixPath(posixpath.normpath(validate_path_is_safe(path))).parts
-            if len(parts) >= 5 and parts[1] == "models" and parts[3] == "artifacts":
-                root, owner = self.books.logged_model_root(parts[2]), self.books.logged_model_owner(parts[2])
-            elif len(parts) >= 4 and parts[2] == "artifacts":
-                root, owner = self.books.run_root(parts[1]), self.books.run_owner(parts[1])
+            found = parts(str(validate_path_is_safe(path)))
+            if len(found) >= 5 and found[1] == "models" and found[3] == "artifacts":
+                owned = books.logged_model(found[2])
+            elif len(found) >= 4 and found[2] == "artifacts":
+                owned = books.run(found[1])
             else:
                 return nowhere
-        except MlflowException:
+        except (MlflowException, ValueError):
             return nowhere
-        if root is None or "/".join(parts[: root.count("/") + 1]) != root or owner != user:
+        if owned.root is None or owned.user != user or "/".join(found[: owned.root.count("/") + 1]) != owned.root:
             return nowhere
-        if self.uploads.frozen(root):
-            return FROZEN
-        return root
+        return Place(path=found, root=owned.root)
 
 
 def _writer(act: Act, what: str) -> Refusal | None:
