@@ -4,31 +4,36 @@
     decide   candidate → evaluation → verdict                                   run by the steward; reads the vault
     release  verdict + a person's approval → release                            run by the steward; the only mover of `champion`
 
+The steward's parts believe the audit, the steward's book and hashes: MLflow is where bytes lie and where people read. How a
+verdict becomes what serves is `release.py`.
+
 Nothing here imports Prefect: `improve.py` and `steward.py` bind these calls to runs.
 """
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from truing.flows.release import held
 from truing.tasks import seal
 from truing.tasks.errors import Refused
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
-from truing.tasks.records import Candidate, Outcome, Refusal, Release, Split, Verdict
+from truing.tasks.records import Candidate, Outcome, Refusal, Split
 
 if TYPE_CHECKING:
     import polars as pl
 
     from truing.tasks.events.lake import Lake, Vault
     from truing.tasks.kinds.model import Model
+    from truing.tasks.release.acts import Docket
+    from truing.tasks.release.book import Book, Judged
     from truing.tasks.release.registry import Registry
-    from truing.tasks.release.versions import Rollback, Version
+    from truing.tasks.release.versions import Version
 
 Progress = Callable[[int, int, str], None]  # done, of, what: called between steps
 
@@ -174,33 +179,41 @@ def decide(
     registry: Registry,
     problem: Problem,
     policy: Policy,
-    version: Version,
+    seen: Version,
     *,
+    docket: Docket,
+    book: Book,
     offices: Offices,
     ledger: Path,
     now: float,
     timer: Callable[[], float],
-) -> Verdict:
-    """Candidate → evaluation → verdict, signed and attached with everything a person needs to decide."""
+) -> Judged:
+    """Candidate → evaluation → verdict, signed and booked with all that a person needs to decide; `show` puts it on the page.
+
+    Every model that takes part is the one that was registered or released, by its hash: champion by the book, anchor and parent
+    by the audit. `seen` is the version as MLflow shows it; only what its candidate says of itself is taken from there.
+    """
     from truing.tasks.evaluation.comparison import compare, rows_digest
     from truing.tasks.evaluation.gate import judge
     from truing.tasks.evaluation.ledger import Look, look_at, note_look, read_ledger
     from truing.tasks.evaluation.report import bias_tags, describe, verdict_html
     from truing.tasks.events.join import leaked
     from truing.tasks.kinds.model import Model
+    from truing.tasks.release.registry import fitting
 
-    files = registry.payload(problem.name, version.version)
-    payload = seal.tree_digest(files)
-    candidate = version.candidate
+    name, version = problem.name, seen.version
+    payload = docket.versions[version].payload
+    files = held(registry, name, version, payload)
+    candidate = seen.candidate
     if candidate is None or candidate.payload != payload:
         raise Refused(
             Refusal(
                 code="payload.other",
-                reason=f"version {version.version} holds {payload[:12]}, not the payload its candidate names",
+                reason=f"version {version} holds {payload[:12]}, not the payload its candidate names",
                 remedy="register the candidate again",
             )
         )
-    both = leaked(vault, lake, problem.name)
+    both = leaked(vault, lake, name)
     if both:
         raise Refused(
             Refusal(
@@ -209,90 +222,61 @@ def decide(
                 remedy="take their rows out of the lake; the split's salt must never change",
             )
         )
-    by_payload = {known.payload: known.version for known in registry.versions(problem.name)}
-    champion = model(registry, problem, registry.champion(problem.name))
-    anchor = model(registry, problem, registry.anchor(problem.name))
-    parent = model(registry, problem, by_payload.get(candidate.parent))
+    serving, pinned = book.champion(name), docket.anchor and docket.versions.get(docket.anchor.version)
+    parents = {known.payload: known.version for known in docket.versions.values()}
+    champion = Model.from_files(held(registry, name, serving.version, serving.payload)) if serving else None
+    anchor = Model.from_files(held(registry, name, pinned.version, pinned.payload)) if pinned else None
+    parent = None
+    if candidate.parent in parents:
+        parent = Model.from_files(held(registry, name, parents[candidate.parent], candidate.parent))
 
-    rows = vault.holdout(problem.name, now=now, matured=False)
+    rows = vault.holdout(name, now=now, matured=False)
     judging = rows_digest(rows, problem, now=now)
     look = look_at(read_ledger(ledger), payload, judging)
+    model = Model.from_files(files)
     evaluation, scores = compare(
         rows, problem, policy,
-        candidate=Model.from_files(files), champion=champion, none=parent, anchor=anchor,
+        candidate=model, champion=champion, none=parent, anchor=anchor,
         digests={
             "candidate": payload,
-            "champion": champion.payload if champion else None,
-            "none": parent.payload if parent else None,
-            "anchor": anchor.payload if anchor else None,
+            "champion": serving.payload if serving else None,
+            "none": candidate.parent if parent else None,
+            "anchor": pinned.payload if pinned else None,
         },
         look=look, now=now, timer=timer, size_mb=sum(map(len, files.values())) / 1e6,
     )  # fmt: skip
-    note_look(ledger, Look(problem=problem.name, candidate=payload, rows=judging, at=now))
+    note_look(ledger, Look(problem=name, candidate=payload, rows=judging, at=now))
     key = seal.key_id(seal.public_key(offices.gate))
     verdict = judge(evaluation, scores, problem, policy, dataset=candidate.dataset, key=key, now=now, seed=look)
-    registry.attach_verdict(
-        problem.name,
-        version.version,
-        seal.sign(verdict, seal.VERDICT_TYPE, offices.gate),
-        evaluation,
-        describe(verdict, evaluation, candidate, problem),
-        verdict_html(verdict, evaluation, candidate, problem),
-        tags={"verdict.looks": str(look), **bias_tags(evaluation, verdict)},
+    envelope = seal.sign(verdict, seal.VERDICT_TYPE, offices.gate)
+    run = registry.log_verdict(name, version, envelope, evaluation, verdict_html(verdict, evaluation, candidate, problem))
+    indicators = {key.removeprefix("verdict.key."): line for key, line in bias_tags(evaluation, verdict).items()}
+    small = candidate.origin == "fast" and champion is not None and model.base == champion.base == candidate.base
+    return book.add_verdict(
+        envelope,
+        at=now,
+        version=version,
+        description=fitting(describe(verdict, evaluation, candidate, problem)),
+        indicators=seal.canonical(indicators).decode(),
+        run=run,
+        candidate=seal.digest_bytes(seen.tags["candidate"].encode()),
+        drift="" if evaluation.drift is None else repr(evaluation.drift),
+        anchor=evaluation.anchor or "",
+        heads_only=str(small).lower(),
     )
-    return verdict
 
 
-# --- release ------------------------------------------------------------------------------------------------------------------
-
-
-def releases(lake: Lake, registry: Registry, problem: Problem, keys: seal.Keys) -> list[Release]:
-    """Every release there ever was, by rising sequence: the registry's statements and the lake's record of finished ones.
-
-    Both are asked, so a registry that was restored from an older copy can't make a sequence fall.
-    """
-    known = {one.sequence: one for one in lake.records("releases", Release, problem=problem.name)}
-    known |= {one.sequence: one for one in registry.releases(problem.name, keys)}
-    return [known[sequence] for sequence in sorted(known)]
-
-
-def release(
-    lake: Lake,
-    registry: Registry,
-    problem: Problem,
-    version: str,
-    *,
-    asked: Rollback | None = None,
-    environment: str,
-    offices: Offices,
-    now: float,
-) -> Release | Refusal:
-    """An approved version → a signed release that `champion` points to; with `asked`, a released one served again.
-
-    Every step can be repeated: the plan for the same approval is the same statement, it is attached before `champion` moves,
-    and the lake's record comes last. A crash in between leaves the old state, and the next call finishes.
-    """
-    from truing.tasks.release.promotion import check, plan_promotion, plan_rollback
-
-    past = releases(lake, registry, problem, offices.public)
-    facts = registry.facts(problem.name, version, keys=offices.public)
-    where = {"name": environment, "truing": installed("truing"), "python": platform.python_version()}
-    plan: Release | Refusal
-    if asked is None:
-        plan = plan_promotion(facts, past=past, keys=offices.public, environment=where, now=now)
-    else:
-        plan = plan_rollback(asked, facts, past=past, environment=where, now=now)
-    if isinstance(plan, Refusal):
-        return plan
-    floor = past[-1].sequence if past else 0
-    refusal = check(plan, facts, private_key=offices.release, keys=offices.public, now=now, floor_sequence=floor)
-    if refusal is not None:
-        return refusal
-    if plan not in past:
-        registry.attach_release(problem.name, version, seal.sign(plan, seal.RELEASE_TYPE, offices.release))
-    registry.move_champion(problem.name, version)
-    lake.record("releases", [plan])
-    return plan
+def show(registry: Registry, problem: Problem, judged: Judged, *, seen: Version | None = None) -> None:
+    """Put a booked verdict on the version's page. Can be repeated; what `seen` shows already is left alone."""
+    registry.show_verdict(
+        problem.name,
+        judged.version,
+        judged.envelope,
+        description=judged.description,
+        indicators=judged.indicators,
+        run=judged.run,
+        seen=seen,
+    )
 
 
 def _in(*splits: Split) -> pl.Expr:

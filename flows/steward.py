@@ -32,7 +32,7 @@ from truing.infra.keys import Following, keyring
 from truing.infra.logins import registry_as
 from truing.infra.workflow import log_in
 from truing.tasks import seal
-from truing.tasks.errors import DataError, Refused, TruingError, Unavailable
+from truing.tasks.errors import Refused, TruingError, Unavailable
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
 from truing.tasks.records import Envelope, Refusal, Release
@@ -44,7 +44,7 @@ from truing.tasks.release.reconcile import Finding
 if TYPE_CHECKING:
     from truing.infra.settings import Settings
     from truing.tasks.events.lake import Lake, Vault
-    from truing.tasks.release.acts import Docket
+    from truing.tasks.release.acts import Asked, Decision, Docket
     from truing.tasks.release.registry import Registry
 
 HEAD_EVERY_S = 300.0  # a head is signed anew after each release and so often
@@ -52,6 +52,7 @@ HEAD_LASTS_S = 3600.0
 BOOKED_EVERY_S = 3600.0  # a head that says nothing new goes into the book only so often
 ROUND_S = 10.0  # seconds between full looks when nothing happens
 BACK_S = 60.0  # seconds between looks into the audit's history
+ODD = (TruingError, ArithmeticError, LookupError, TypeError, ValueError)  # what bytes and rows written by others may lead to
 
 
 @dataclass(kw_only=True)
@@ -68,7 +69,8 @@ class Desk:
     book: Book
     watch: Watch
     rounds: Rounds
-    patience: Patience = field(default_factory=lambda: Patience(1.0, 30.0))
+    patience: Patience = field(default_factory=lambda: Patience(1.0, 300.0))
+    heard: int = 0
     recovered: set[str] = field(default_factory=set)
     said: set[str] = field(default_factory=set)
     at: dict[str, float] = field(default_factory=dict)
@@ -92,19 +94,27 @@ def log(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} steward: {text}", file=sys.stderr, flush=True)  # noqa: T201 - supervisord keeps it
 
 
+def words(error: Exception) -> str:
+    return str(error) if isinstance(error, TruingError) else f"{type(error).__name__}: {error}"
+
+
 # --- one turn -----------------------------------------------------------------------------------------------------------------
 
 
-def turn(desk: Desk) -> int:
+def turn(desk: Desk, *, woken: bool = True) -> int:
     """Read the audit on, do one thing that is due for each problem, look around. Returns how many acts were done.
+
+    Unless `woken` the audit is read only now and then: nobody has written.
 
     While the audit does not hold nothing is decided, only looked at again. Raises Unavailable when the registry is away.
     """
     desk.book.keys = desk.offices().public
-    news = desk.watch.catch_up()
+    news = desk.watch.catch_up() if woken or desk.watch.broken or desk.every("audit", ROUND_S) else 0
     desk.rounds.audit(desk.watch.broken, now=time.time())
     if desk.watch.broken:
         return 0
+    if desk.watch.people != desk.heard:  # somebody has decided something: what was refused may go now
+        desk.heard, desk.patience = desk.watch.people, Patience(1.0, 300.0)
     acts = 0
     for problem, policy in desk.problems.values():
         docket = desk.watch.acts.of(problem.name)
@@ -136,12 +146,14 @@ class Due:
 
 def due(desk: Desk, problem: Problem, policy: Policy, docket: Docket) -> Iterator[Due]:
     """What has to be done now, the most urgent first: what serves and must not, what was begun, back, forward, verdicts."""
-    book, name, stamp = desk.book, problem.name, time.time
-    signing = {"docket": docket, "book": book, "environment": desk.settings.environment}
+    book, name, registry, where = desk.book, problem.name, desk.registry, desk.settings.environment
     revoked = taken_back(docket, book.releases(name))
     if revoked is not None:
-        plan = partial(release.withdrawal, desk.registry, problem, revoked, **signing, now=stamp())
-        yield Due("withdraw", name, revoked.approval.version, revoked.line, partial(released, desk, problem, plan))
+
+        def out(decision: Decision = revoked) -> Release:
+            return release.withdrawal(registry, problem, decision, docket=docket, book=book, environment=where, now=time.time())
+
+        yield Due("withdraw", name, revoked.approval.version, revoked.line, partial(released, desk, problem, out))
         return
     for one in book.unfinished(name):
         if isinstance(one, Judged):
@@ -150,14 +162,20 @@ def due(desk: Desk, problem: Problem, policy: Policy, docket: Docket) -> Iterato
             yield Due("release", name, one.release.version, str(one.n), partial(served, desk, problem, one))
     asked = docket.rollback
     if asked is not None and asked_back(docket, book, name):
-        plan = partial(release.rollback, desk.registry, problem, asked, **signing, now=stamp())
-        yield from planned(desk, problem, "rollback", asked.version, asked.line, plan)
-    if not docket.frozen:
-        for version, act in waiting(docket, book, name):
-            plan = partial(
-                release.promotion, desk.registry, problem, policy, version, **signing, offices=desk.offices(), now=stamp()
-            )
-            yield from planned(desk, problem, "release", version, act, plan)
+
+        def back(asked: Asked = asked) -> Release | Refusal:
+            return release.rollback(registry, problem, asked, docket=docket, book=book, environment=where, now=time.time())
+
+        yield from planned(desk, problem, "rollback", asked.version, asked.line, back)
+    for version, act in () if docket.frozen else waiting(docket, book, name):
+
+        def forward(version: str = version) -> Release | Refusal:
+            return release.promotion(
+                registry, problem, policy, version,
+                docket=docket, book=book, offices=desk.offices(), environment=where, now=time.time(),
+            )  # fmt: skip
+
+        yield from planned(desk, problem, "release", version, act, forward)
     for version in unjudged(docket, book, name, policy.digest):
         yield Due("gate", name, version, policy.digest, partial(judged, desk, problem, policy, version, docket))
 
@@ -173,9 +191,9 @@ def planned(
         made = plan()
         if isinstance(made, Refusal):
             raise Refused(made)
-    except (Refused, DataError) as error:
+    except ODD as error:
         desk.patience.failed(told.key)
-        desk.say(f"{act} {problem.name} v{version}: {error}")
+        desk.say(f"{act} {problem.name} v{version}: {words(error)}")
         return
     yield Due(act, problem.name, version, name, partial(released, desk, problem, lambda: made))
 
@@ -186,9 +204,9 @@ def attempt(desk: Desk, each: Due, *, quiet: bool = False) -> bool:
         return False
     try:
         told = each.do() if quiet else as_run(desk.settings, each.act, each.problem, each.version, each.do)
-    except (Refused, Unavailable, DataError) as error:
+    except ODD as error:
         desk.patience.failed(each.key)
-        desk.say(f"{each.act} {each.problem} v{each.version}: {error}")
+        desk.say(f"{each.act} {each.problem} v{each.version}: {words(error)}")
         return False
     desk.patience.done(each.key)
     if not quiet:
@@ -321,20 +339,25 @@ def as_run(settings: Settings, act: str, problem: str, version: str, do: Callabl
     from prefect.artifacts import create_markdown_artifact
 
     begun = False
+    raised: Exception | None = None
 
     @flow(name=act, flow_run_name=f"{act} {problem} v{version}", validate_parameters=False, persist_result=False, retries=0)
     def run(problem: str, version: str) -> str:
-        nonlocal begun
+        nonlocal begun, raised
         begun = True
-        told = do()
+        try:
+            told = do()
+        except ODD as error:
+            raised = error
+            raise
         create_markdown_artifact(f"**{act} {problem} v{version}**\n\n{told}", key=f"{act}-{problem}-v{version}")
         return told
 
     try:
         return str(run(problem, version))
-    except TruingError:
-        raise
     except Exception as error:  # noqa: BLE001 - Prefect raises many kinds when its server goes away; the act must not wait for it
+        if raised is not None:
+            raise raised from None
         if begun:
             raise Unavailable(f"Prefect went away during {act} ({type(error).__name__}: {error}); looking again") from None
         return do()
@@ -417,24 +440,21 @@ def main() -> int:
         log(str(error))
         return error.exit_code
     warm()
-    away = ""
+    away, woken = "", True
     log(f"watching {', '.join(desk.problems)} at {settings.registry_url}")
     while not stop.is_set():
         acts = 0
         try:
-            acts = turn(desk)
+            acts = turn(desk, woken=woken)
             away = ""
-        except (TruingError, LookupError, TypeError, ValueError, msgspec.MsgspecError) as error:
-            # the registry is away, or shows what nobody should have written: say it once and look again
-            word = str(error) if isinstance(error, TruingError) else f"{type(error).__name__}: {error}"
-            if word != away:
-                log(word)
-            away = word
+        except (*ODD, msgspec.MsgspecError) as error:  # the registry is away, or shows what it should not: say it once
+            if words(error) != away:
+                log(words(error))
+            away = words(error)
             stop.wait(settings.steward.poll_s)
         if desk.every("beat", 2.0):
             beat(settings, "steward", now=time.time())
-        if not acts and not away:
-            desk.watch.wait(settings.steward.poll_s * 4, pause=stop.wait)
+        woken = bool(acts or away) or desk.watch.wait(settings.steward.poll_s * 4, pause=stop.wait)
     close_desk(desk)
     return 0
 

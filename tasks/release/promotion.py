@@ -12,6 +12,7 @@ import msgspec
 
 from truing.tasks.records import Approval, Cause, Refusal, Release, Standing, Verdict
 from truing.tasks.release.acts import Asked, Decision, Docket
+from truing.tasks.release.book import Book
 from truing.tasks.release.manifest import highest, release_name, release_of, rollback_of
 from truing.tasks.seal import (
     APPROVAL_TYPE,
@@ -27,6 +28,48 @@ from truing.tasks.seal import (
 )
 
 _FORWARD = (Cause.GENESIS, Cause.PROMOTE)
+
+
+def facts_of(problem: str, version: str, *, docket: Docket, book: Book, policy: str, override: int) -> Facts | Refusal:
+    """What the steward knows of a version, without asking MLflow: from the audit, its own book and its own policy file.
+
+    `policy` is the digest of that file: verdicts are made under it, and `override` comes from it, so it has to be the accepted
+    one. The payload is the registered one: compare the bytes with it before anything is signed.
+    """
+    registered = docket.versions.get(version)
+    if registered is None:
+        return Refusal(
+            code="version.unknown",
+            reason=f"version {version} of {problem} was never registered",
+            remedy="register it as the trainer; a row in MLflow's database is none",
+        )
+    if docket.policy != policy:
+        return Refusal(
+            code="policy.changed" if docket.policy else "policy.unaccepted",
+            reason=f"the steward's policy of {problem} is {policy[:12]}, accepted is {(docket.policy or 'none')[:12]}",
+            remedy="an approver accepts the proposed policy with `truing policy accept`",
+        )
+    judged = book.verdict(problem, registered.payload)
+    if judged is not None and docket.verdicts.get(version, judged.envelope) != judged.envelope:
+        return Refusal(
+            code="verdict.older",
+            reason=f"the audit holds a later verdict on version {version} than the steward's book: the book was restored",
+            remedy="move the book away to have it made anew, or restore the newest one",
+        )
+    decision, serving = docket.decision(version), book.champion(problem)
+    return Facts(
+        problem=problem,
+        version=version,
+        payload=registered.payload,
+        verdict=judged.envelope if judged else None,
+        approval=decision.envelope if decision else None,
+        policy=docket.policy,
+        trainer=registered.trainer,
+        frozen=docket.frozen,
+        override=override,
+        standing=docket.standing.envelope if docket.standing else None,
+        champion=serving.payload if serving else None,
+    )
 
 
 def plan_promotion(
@@ -205,7 +248,6 @@ def plan_withdrawal(
 def check(
     release: Release, facts: Facts, *, private_key: bytes, keys: Keys, now: float, floor_sequence: int = 0
 ) -> Refusal | None:
-    """Would guard and gateway admit this plan once signed? Asked before anything is attached."""
+    """Would the gateway admit this plan once signed? Asked before anything is booked."""
     signed = msgspec.structs.replace(facts, release=sign(release, RELEASE_TYPE, private_key))
-    act = "promote" if release.cause in _FORWARD else "serve"
-    return admit(signed, act, keys=keys, now=now, floor_sequence=floor_sequence)
+    return admit(signed, "serve", keys=keys, now=now, floor_sequence=floor_sequence)

@@ -17,6 +17,8 @@ import msgspec
 
 from truing.tasks.errors import DataError, Refused, Unavailable
 from truing.tasks.records import Candidate, Envelope, Evaluation, Record, Refusal, Release, Verdict
+from truing.tasks.release.acts import envelope_of
+from truing.tasks.release.audit import Line
 from truing.tasks.release.rest import NotFound, Rest
 from truing.tasks.release.versions import Model, Version, accepted_policy, open_releases, read_model, read_version
 from truing.tasks.seal import Facts, Keys, canonical, tree_digest
@@ -98,12 +100,17 @@ class Registry:
         return str(answer["version"])
 
     # --- reading
-    def changes(self) -> str:
+    def changes(self, since: str = "", wait_s: float = 0.0) -> str:
         """A word that stays the same until somebody writes (or the registry restarts): ask it before reading all again.
 
-        An edit behind the guard's back does not change it, so look in full now and then all the same.
+        With `since` and `wait_s` the answer comes at the next write, or after so many seconds. An edit behind the guard's back
+        does not change the word, so look in full now and then all the same.
         """
-        return self.rest.changes()
+        return self.rest.changes(since, wait_s)
+
+    def audit(self, after: int, until: int | None = None) -> list[Line]:
+        """Audit records with a number above `after`, unchecked: `audit.follow` checks them. `until` says how far at least."""
+        return self.rest.audit(after, until)
 
     def model(self, problem: str) -> Model:
         """Tags and aliases of the problem's registered model. Raises NotFound (a DataError) before the first version."""
@@ -184,14 +191,18 @@ class Registry:
         description: str,
         html: str,
         *,
-        tags: Mapping[str, str] | None = None,
+        indicators: Mapping[str, str] | None = None,
     ) -> str:
-        """The signed verdict and all that explains it; returns the run that holds report and evaluation as files.
+        """The signed verdict and all that explains it; returns the run that holds report and evaluation as files."""
+        run = self.log_verdict(problem, version, envelope, evaluation, html)
+        lines = canonical(indicators or {}).decode()
+        self.show_verdict(problem, version, canonical(envelope).decode(), description=description, indicators=lines, run=run)
+        return run
 
-        The envelope goes last: whoever sees it finds the rest already there. `tags`: bias indicators, named `verdict.key.<…>`.
-        """
+    def log_verdict(self, problem: str, version: str, envelope: Envelope, evaluation: Evaluation, html: str) -> str:
+        """A run with the verdict's report, its evaluation and the envelope as files. Returns its id."""
         verdict = _inside(envelope, Verdict)
-        run = self.log_run(
+        return self.log_run(
             problem,
             f"verdict on version {version}",
             {"version": version, "outcome": verdict.outcome.value, "look": str(evaluation.look)},
@@ -199,33 +210,65 @@ class Registry:
             {"truing.act": "verdict", "truing.version": version},
             {"verdict.html": html.encode(), "evaluation.json": canonical(evaluation), "verdict.json": canonical(envelope)},
         )
-        self.describe(problem, version, description)
-        for key, value in {
-            **(tags or {}),
+
+    def show_verdict(
+        self,
+        problem: str,
+        version: str,
+        envelope: str,
+        *,
+        description: str,
+        indicators: str,
+        run: str,
+        seen: Version | None = None,
+    ) -> None:
+        """A verdict on the page where people decide: description, reason, outcome, and the envelope last.
+
+        Whoever sees the envelope finds the rest already there. `indicators` is JSON {name: line}. What `seen` shows already is
+        not written again.
+        """
+        verdict = _inside(envelope_of(envelope), Verdict)
+        if seen is None or seen.description != fitting(description):
+            self.describe(problem, version, description)
+        tags = {
+            "verdict.indicators": indicators,
             "verdict.run": run,
             "verdict.reason": verdict.reason,
             "verdict.outcome": verdict.outcome.value,
-            "verdict": canonical(envelope).decode(),
-        }.items():
-            self.set_tag(problem, version, key, value)
-        return run
+            "verdict": envelope,
+        }
+        self._show(problem, version, tags, seen)
 
-    def attach_release(self, problem: str, version: str, envelope: Envelope) -> None:
-        """The signed release statement: as `release` (the newest; first, so a crash in between loses nothing) and as
-        `release.<sequence>` (kept for ever)."""
-        text = canonical(envelope).decode()
-        self.set_tag(problem, version, "release", text)
-        self.set_tag(problem, version, f"release.{_inside(envelope, Release).sequence}", text)
+    def attach_release(
+        self,
+        problem: str,
+        version: str,
+        envelope: Envelope | str,
+        *,
+        newest: bool = True,
+        seen: Version | None = None,
+    ) -> None:
+        """The signed statement: as `release.<sequence>`, kept for ever, and as `release` if it is the version's newest."""
+        text = envelope if isinstance(envelope, str) else canonical(envelope).decode()
+        name = f"release.{_inside(envelope_of(text), Release).sequence}"
+        self._show(problem, version, {name: text, "release": text} if newest else {name: text}, seen)
+
+    def attach_head(self, problem: str, envelope: Envelope | str) -> None:
+        """The steward's word for what is newest."""
+        self.set_model_tag(problem, "release.head", envelope if isinstance(envelope, str) else canonical(envelope).decode())
+
+    def _show(self, problem: str, version: str, tags: Mapping[str, str], seen: Version | None) -> None:
+        for key, value in tags.items():
+            if seen is None or seen.tags.get(key) != value:
+                self.set_tag(problem, version, key, value)
 
     def move_champion(self, problem: str, version: str) -> None:
         """Serve this version. The guard asks `admit` once more and refuses with its reason."""
         self.rest.send("POST", "/registered-models/alias", name=problem, alias="champion", version=version)
 
     def describe(self, problem: str, version: str, text: str) -> None:
-        """The version's description (Markdown); cut at the last whole line that fits."""
-        if len(text) > DESCRIPTION:
-            text = text[: DESCRIPTION - 40].rsplit("\n", 1)[0] + "\n\n(more in the report)"
-        self.rest.send("PATCH", "/model-versions/update", name=problem, version=version, description=text)
+        """The version's description (Markdown), as much of it as fits."""
+        self.rest.send("PATCH", "/model-versions/update", name=problem, version=version, description=fitting(text))
 
     # --- a person's acts
     def approve(self, problem: str, version: str, reason: str = "") -> Version:
@@ -335,8 +378,15 @@ class Registry:
                 self.model(problem)
 
 
-def _inside(envelope: Envelope, kind: type[T]) -> T:
+def fitting(text: str) -> str:
+    """A description cut at the last whole line that fits."""
+    return text if len(text) <= DESCRIPTION else text[: DESCRIPTION - 40].rsplit("\n", 1)[0] + "\n\n(more in the report)"
+
+
+def _inside(envelope: Envelope | None, kind: type[T]) -> T:
     """The record in an envelope of our own making, unchecked. Raises DataError if it is another record."""
+    if envelope is None:
+        raise DataError(f"expected an envelope with a {kind.__name__}, got other text; sign the right record")
     try:
         return msgspec.json.decode(base64.b64decode(envelope.payload), type=kind)
     except (msgspec.DecodeError, ValueError) as error:
