@@ -6,7 +6,8 @@ is harmless. A segment goes when all of it was acknowledged more than `keep_s` a
 up to a second of what it had acknowledged, and gets it again from here.
 
 Frame of a record: length of the body (u32), its CRC-32 (u32), length of the key (u32), key, value. A torn frame at the end is
-a write whose answer never went out. Files survive a killed process, not a power cut (no fsync per answer).
+a write whose answer never went out. With `sync` the answer waits until the disk itself has the event, so that it survives a
+power cut too; answers that wait at the same time share one fsync. Without, it survives whatever leaves the kernel running.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from truing.infra.gateway.disk import Disk
 from truing.infra.gateway.sentinel import Sentinel
 from truing.infra.sender import Message
 from truing.tasks.errors import DataError, Unavailable
@@ -61,6 +63,7 @@ class Outbox:
         *,
         keep_s: float,
         sentinel: tuple[str, int] | None = None,
+        sync: bool = True,
         log: Callable[[str], None],
     ) -> None:
         """`sentinel` is the address of a broker whose death can lose acknowledged events: a silent connection to it is held,
@@ -74,6 +77,7 @@ class Outbox:
         self._sentinel = Sentinel(sentinel) if sentinel else None
         self._log = log
         self._guard = threading.Lock()
+        self._disk = Disk(folder) if sync else None
         self._more = threading.Event()
         self._stop = threading.Event()
         try:
@@ -111,9 +115,10 @@ class Outbox:
         return sum(segment.size for segment in list(self._segments))
 
     def append(self, messages: Sequence[Message]) -> None:
-        """On the file when this returns. Raises Unavailable (disk full, folder gone), and then nothing of it was written.
+        """On the disk when this returns. Raises Unavailable when it does not take them, DataError (and nothing is written) for
+        a message that no reader would take.
 
-        Raises DataError for a message that no reader would take.
+        A write that fails is taken back. After a failed fsync the events may still go out: nobody got their answer.
         """
         frames = bytearray()
         for key, value in messages:
@@ -136,7 +141,10 @@ class Outbox:
             segment.size += len(frames)
             segment.count += len(messages)
             self._waiting += len(messages)
+            ticket = self._disk.wrote(self._handle) if self._disk else 0
         self._more.set()
+        if self._disk:
+            self._disk.wait(ticket)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Publish what is left for at most `timeout_s`; the rest stays on disk for the next start."""
@@ -148,7 +156,9 @@ class Outbox:
         if self._thread.is_alive():
             self._thread.join(2.0)
         self._publisher.close()
-        os.close(self._handle)
+        self._leave(self._handle)
+        if self._disk:
+            self._disk.close()
         os.close(self._lock)
 
     def _open(self) -> Segment:
@@ -161,11 +171,18 @@ class Outbox:
                 f"expected a writable folder {self.folder}, got: {error.strerror}; check space and permissions"
             ) from None
         if self._handle >= 0:
-            os.close(self._handle)
+            self._leave(self._handle)
         self._handle = handle
         segment = Segment(number=number, path=path, opened=time.monotonic())
         self._segments.append(segment)
         return segment
+
+    def _leave(self, handle: int) -> None:
+        """Done with a file: closed once the disk has it."""
+        if self._disk:
+            self._disk.left(handle)
+        else:
+            os.close(handle)
 
     def _scan(self, path: Path) -> Segment:
         """A segment left by an earlier process: only its whole frames count."""
@@ -199,7 +216,7 @@ class Outbox:
                 self._stop.wait(pause)
                 pause = min(pause * 2, 2.0)
                 continue
-            self._more.wait(0.25)
+            self._more.wait(1.0)
             self._more.clear()
 
     def _next(self) -> tuple[list[Message], tuple[int, int]]:
