@@ -18,7 +18,10 @@ from truing.tasks.policy import Policy, load_policy
 from truing.tasks.problem import Problem, load_problem
 
 if TYPE_CHECKING:
+    from serving import Bench
+
     from truing.infra.stack import Stack
+    from truing.tasks.kinds.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 settings_module.quiet()
@@ -55,6 +58,22 @@ def adult() -> list[dict[str, Any]]:
     from truing.flows.demo.adult import read_adult
 
     return read_adult()
+
+
+@pytest.fixture(scope="session")
+def models(problem: Problem, adult: list[dict[str, Any]]) -> list[Model]:
+    """Two small models of the same people that answer differently."""
+    from serving import small_models
+
+    return small_models(problem, adult)
+
+
+@pytest.fixture
+def bench(problem: Problem, keyring: Keyring, tmp_path: Path) -> Bench:
+    """The gateway's loader over a registry that is a folder."""
+    from serving import Bench
+
+    return Bench(problem, keyring, tmp_path)
 
 
 def free_ports(n: int) -> list[int]:

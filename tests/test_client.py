@@ -2,128 +2,42 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
+from serving import ROOT, free_port, inputs_of, keys_in, remember, running_broker, running_gateway, settings_of, until
 
-from truing.infra.broker import command, connection, ensure_topics
+from truing.infra.broker import connection
 from truing.infra.client import Answer, Client, correction, interaction, rating
-from truing.infra.gateway.cache import Cache, State
 from truing.infra.keys import Keyring
-from truing.infra.settings import Settings, child_environment, load
-from truing.tasks import seal
+from truing.infra.settings import Settings, load
 from truing.tasks.errors import DataError, Unavailable, UsageError
 from truing.tasks.events.schema import Message, Proofs, judge
-from truing.tasks.kinds.model import FORMAT, Calibration, Card, Model
-from truing.tasks.kinds.tabular import Tabular
-from truing.tasks.learning.protocol import Batch
-from truing.tasks.learning.ridge import Ridge
+from truing.tasks.kinds.model import Model
 from truing.tasks.problem import Problem
-from truing.tasks.records import Cause, Release
 
-ROOT = Path(__file__).resolve().parent.parent
 ANSWER = Answer(prediction_id="p", token="1.x", label="<=50K", probability=0.1, confidence=0.9, version="1", sequence=1)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory, problem: Problem, adult: list[dict[str, Any]]) -> Settings:
+def settings(tmp_path_factory: pytest.TempPathFactory, problem: Problem, models: list[Model]) -> Settings:
     """A data folder with keys, and with a released model in the gateway's cache: it needs no registry to boot."""
-    settings = load(
-        data=tmp_path_factory.mktemp("client"),
-        problems=ROOT / "problems",
-        kafka={"bootstrap": f"127.0.0.1:{free_port()}", "broker": "embedded"},
-        ports={"gateway": free_port(), "registry": free_port()},
-    )
-    keyring = Keyring(settings.keys)
-    keyring.create([f"{problem.name}.{source}" for source in problem.sources])
-    rows = [{name: row[name] for name in problem.inputs} for row in adult[:300]]
-    kind = Tabular.grow(problem, rows, labels := [str(row["income"]) for row in adult[:300]], seed=1, trees=10)
-    ridge = Ridge()
-    state = ridge.fit(Batch(kind.encode(rows).matrix, kind.targets(labels), np.ones(300)), labels=2)
-    card = Card(
-        format=FORMAT,
-        kind="tabular",
-        problem=problem.name,
-        head=problem.label,
-        labels=problem.labels,
-        positive=problem.positive,
-        thresholds=(0.5, 0.5),
-        calibration=Calibration(temperature=4.0, bias=(0.0, 0.0)),
-    )
-    model = Model(card, kind.encoder, ridge.head(state, {"penalty": 1.0}))
-    release = Release(
-        problem=problem.name,
-        name="adult@1",
-        version="1",
-        sequence=1,
-        payload=model.payload,
-        verdict="v",
-        approval="a",
-        dataset="d",
-        policy="p",
-        environment={},
-        cause=Cause.GENESIS,
-        replaces=None,
-        at=0.0,
-        expires=None,
-    )
-    envelope = seal.canonical(seal.sign(release, seal.RELEASE_TYPE, keyring.read("release"))).decode()
-    held = State(floor=1, statement=seal.digest(release), version="1", payload=model.payload, envelope=envelope)
-    Cache(settings.data / "gateway" / problem.name).keep(held, model.to_files())
+    settings = settings_of(tmp_path_factory.mktemp("client"))
+    remember(settings, problem, models[0], keys_in(settings.keys, problem), version="1", sequence=1)
     return settings
-
-
-@contextmanager
-def broker(settings: Settings) -> Iterator[None]:
-    process = subprocess.Popen(command(settings), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        ensure_topics(settings)
-        yield
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 @pytest.fixture(scope="module")
 def stack(settings: Settings) -> Iterator[Settings]:
     """Broker and gateway, as `truing up` starts them."""
-    code = (sys.executable, "-m", "uvicorn", "--factory", "truing.infra.gateway.app:create_app", "--no-access-log")
-    with broker(settings):
-        gateway = subprocess.Popen(
-            [*code, "--port", str(settings.ports.gateway), "--log-level", "warning"],
-            env=child_environment(settings),
-            cwd=settings.data,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            until(lambda: reaches(f"{settings.gateway_url}/v2/health/ready"))
-            yield settings
-        finally:
-            gateway.terminate()
-            gateway.wait(20)
+    with running_broker(settings), running_gateway(settings):
+        until(lambda: reaches(f"{settings.gateway_url}/v2/health/ready"))
+        yield settings
 
 
 def reaches(url: str) -> bool:
@@ -155,10 +69,6 @@ def events(settings: Settings, problem: Problem) -> list[Message]:
             found += [judge(record.value, proofs=proofs, now=time.time()) for record in batch]
     consumer.close()
     return found
-
-
-def inputs_of(problem: Problem, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: row[name] for name in problem.inputs} for row in rows]
 
 
 @pytest.mark.services
@@ -264,7 +174,7 @@ def test_without_a_broker_it_says_so_and_keeps_what_was_said(tmp_path: Path, pro
     with pytest.raises(Unavailable) as caught:
         client.flush(timeout_s=0.5)
     assert "3 events wait" in str(caught.value) and "\n" not in str(caught.value) and client.waiting == 3
-    with broker(settings):
+    with running_broker(settings):
         assert client.flush() == 3
         client.close()
         assert sorted(one.prediction_id or "" for one in events(settings, problem)) == ["late-0", "late-1", "late-2"]

@@ -1,324 +1,54 @@
-"""The gateway: what it answers, what it refuses to serve, and that no answer goes out without its event."""
+"""The gateway: what it answers over HTTP, and that no answer goes out without its event."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
+from serving import (
+    FolderShelf,
+    House,
+    Rows,
+    head_over,
+    inputs_of,
+    keys_in,
+    landed,
+    question,
+    release_over,
+    remember,
+    running_broker,
+    running_gateway,
+    running_registry,
+    served_here,
+    settings_of,
+    signed,
+    until,
+)
 
-from truing.infra.broker import command, connection, ensure_topics
-from truing.infra.gateway.cache import Cache, State
-from truing.infra.gateway.loader import Loader, Shown
+from truing.infra.broker import connection
 from truing.infra.gateway.outbox import Outbox
-from truing.infra.gateway.tensors import read_question
+from truing.infra.gateway.tensors import OWN, read_question
 from truing.infra.keys import Keyring
-from truing.infra.sender import Message, Sender
-from truing.infra.settings import Settings, child_environment, load
-from truing.tasks import seal
-from truing.tasks.errors import DataError, Unavailable
+from truing.infra.sender import Sender
+from truing.infra.settings import Settings
+from truing.tasks.errors import DataError
 from truing.tasks.events.schema import Proofs, judge, token
-from truing.tasks.kinds.model import FORMAT, Calibration, Card, Model
-from truing.tasks.kinds.tabular import Tabular
-from truing.tasks.learning.protocol import Batch
-from truing.tasks.learning.ridge import Ridge
+from truing.tasks.kinds.model import Model
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
-from truing.tasks.records import Approval, Candidate, Cause, Estimate, Evaluation, Outcome, Release, Verdict
-from truing.tasks.release.manifest import release_of, rollback_of
-from truing.tasks.release.registry import Registry
-
-ROOT = Path(__file__).resolve().parent.parent
-Rows = list[dict[str, Any]]
-
-
-# --- small real parts ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def models(problem: Problem, adult: Rows) -> list[Model]:
-    """Two small models of the same 300 people that differ in how strongly they are held back."""
-    import numpy as np
-
-    rows = [{name: row[name] for name in problem.inputs} for row in adult[:300]]
-    labels = [str(row["income"]) for row in adult[:300]]
-    kind = Tabular.grow(problem, rows, labels, seed=1, trees=10)
-    batch = Batch(kind.encode(rows).matrix, kind.targets(labels), np.ones(len(rows)))
-    ridge = Ridge()
-    card = Card(
-        format=FORMAT,
-        kind="tabular",
-        problem=problem.name,
-        head=problem.label,
-        labels=problem.labels,
-        positive=problem.positive,
-        thresholds=(0.5, 0.5),
-        calibration=Calibration(temperature=4.0, bias=(0.0, 0.0)),
-    )
-    state = ridge.fit(batch, labels=2)
-    return [Model(card, kind.encoder, ridge.head(state, {"penalty": penalty})) for penalty in (1.0, 30.0)]
-
-
-def statement(problem: Problem, files: dict[str, bytes], key: bytes, sequence: int, **other: Any) -> str:
-    """A signed release over `files`, as the registry shows it."""
-    release = Release(
-        problem=problem.name,
-        name=f"{problem.name}@{sequence}",
-        version=other.pop("version", str(sequence)),
-        sequence=sequence,
-        payload=seal.tree_digest(files),
-        verdict="v" * 64,
-        approval="a" * 64,
-        dataset="d" * 64,
-        policy="p" * 64,
-        environment={"name": "test"},
-        cause=other.pop("cause", Cause.PROMOTE),
-        replaces=sequence - 1 or None,
-        at=0.0,
-        expires=other.pop("expires", None),
-    )
-    assert not other
-    return seal.canonical(seal.sign(release, seal.RELEASE_TYPE, key)).decode()
-
-
-class FolderShelf:
-    """A registry that is a folder: versions with their bytes, and what stands as champion. `away` = it does not answer."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.shown: Shown | None = None
-        self.away = False
-        self.downloads = 0
-
-    def put(self, version: str, files: dict[str, bytes], release: str) -> None:
-        folder = self.root / version
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
-        self.shown = Shown(version=version, release=release)
-
-    def champion(self, problem: str) -> Shown | None:
-        if self.away:
-            raise Unavailable("the registry is away")
-        return self.shown
-
-    def payload(self, problem: str, version: str) -> dict[str, bytes]:
-        self.downloads += 1
-        return {path.name: path.read_bytes() for path in (self.root / version).iterdir()}
-
-
-class Bench:
-    """A loader over a folder shelf, with a clock to turn."""
-
-    def __init__(self, problem: Problem, keyring: Keyring, folder: Path) -> None:
-        self.problem, self.keyring, self.folder = problem, keyring, folder
-        self.now = 1000.0
-        self.shelf = FolderShelf(folder / "shelf")
-        self.said: list[str] = []
-        self.loader = self.another()
-
-    def another(self) -> Loader:
-        """A gateway started anew on the same folder."""
-        return Loader(
-            {self.problem.name: self.problem},
-            self.shelf,
-            keys=seal.Keys(release=(self.keyring.read("release.pub"),)),
-            folder=self.folder / "cache",
-            poll_s=0.05,
-            clock=lambda: self.now,
-            log=self.said.append,
-        )
-
-    def release(self, model: Model, sequence: int, **other: Any) -> None:
-        files = model.to_files()
-        key = other.pop("key", self.keyring.read("release"))
-        version = other.get("version", str(sequence))
-        self.shelf.put(version, files, statement(self.problem, files, key, sequence, **other))
-
-    def look(self) -> bool:
-        return self.loader.look(self.problem.name)
-
-    @property
-    def sequence(self) -> int | None:
-        served = self.loader.served(self.problem.name)
-        return served.release.sequence if served else None
-
-    @property
-    def refusal(self) -> str:
-        return self.loader.refusal(self.problem.name) or ""
-
-
-@pytest.fixture
-def bench(problem: Problem, keyring: Keyring, tmp_path: Path) -> Bench:
-    return Bench(problem, keyring, tmp_path)
-
-
-# --- what may be served -------------------------------------------------------------------------------------------------------
-
-
-def test_an_admitted_release_is_served(bench: Bench, models: list[Model]) -> None:
-    bench.release(models[0], 1, cause=Cause.GENESIS)
-    assert bench.look() and bench.sequence == 1
-    assert not bench.look(), "the same statement is not loaded twice"
-    assert "model.serving" in bench.said[-1]
-
-
-def test_tampered_bytes_are_refused_at_load_and_the_old_model_goes_on(bench: Bench, models: list[Model]) -> None:
-    bench.release(models[0], 1)
-    bench.look()
-    bench.release(models[1], 2)
-    head = bench.shelf.root / "2" / "head.safetensors"
-    honest = head.read_bytes()
-    head.write_bytes(honest[:-1] + bytes([honest[-1] ^ 1]))
-    assert not bench.look() and bench.sequence == 1
-    assert "release.payload" in bench.refusal and "\n" not in bench.refusal
-    head.write_bytes(honest)
-    assert not bench.look(), "a refused statement is not fetched again at every look"
-    bench.now += 60
-    assert bench.look() and bench.sequence == 2 and not bench.refusal
-
-
-def test_one_more_file_is_another_payload(bench: Bench, models: list[Model]) -> None:
-    bench.release(models[0], 1)
-    (bench.shelf.root / "1" / "extra.py").write_text("print('hello')")
-    assert not bench.look() and "release.payload" in bench.refusal
-
-
-def test_a_lower_sequence_is_refused(bench: Bench, models: list[Model]) -> None:
-    bench.release(models[0], 5)
-    bench.look()
-    bench.release(models[1], 4)
-    assert not bench.look() and bench.sequence == 5 and "release.sequence" in bench.refusal
-
-
-def test_a_second_statement_with_a_served_sequence_is_refused(bench: Bench, models: list[Model]) -> None:
-    bench.release(models[0], 5)
-    bench.look()
-    bench.release(models[1], 5, version="6")
-    assert not bench.look() and bench.sequence == 5 and "release.sequence" in bench.refusal
-
-
-def test_a_release_by_another_key_is_refused(bench: Bench, models: list[Model]) -> None:
-    bench.release(models[0], 1, key=seal.new_key())
-    assert not bench.look() and bench.sequence is None and "envelope.signature" in bench.refusal
-    assert bench.shelf.downloads == 0, "nothing is fetched for a statement that nobody signed"
-
-
-def test_an_expired_release_is_refused(bench: Bench, models: list[Model]) -> None:
-    bench.release(models[0], 1, expires=bench.now)
-    assert not bench.look() and "release.expired" in bench.refusal
-
-
-def test_the_statement_of_another_version_or_none_is_refused(bench: Bench, models: list[Model]) -> None:
-    bench.release(models[0], 1)
-    shown = bench.shelf.shown
-    assert shown is not None
-    bench.shelf.put("2", models[0].to_files(), shown.release)
-    assert not bench.look() and "release.other" in bench.refusal
-    bench.shelf.put("3", models[0].to_files(), "")
-    assert not bench.look() and "envelope.missing" in bench.refusal
-
-
-def test_signed_bytes_that_are_no_model_are_refused(bench: Bench, models: list[Model]) -> None:
-    """The steward signs digests; what can't be built is still not served."""
-    bench.release(models[0], 1)
-    bench.look()
-    files = {"model.json": b"{}", "head.safetensors": b"\x00" * 16}
-    bench.shelf.put("2", files, statement(bench.problem, files, bench.keyring.read("release"), 2))
-    assert not bench.look() and bench.sequence == 1 and "does not load" in bench.refusal
-
-
-def test_a_rollback_is_a_new_release_over_an_old_payload(bench: Bench, models: list[Model]) -> None:
-    """Version 1 comes back with sequence 3: the statement tells them apart, and the bytes at hand need no download."""
-    bench.release(models[0], 1)
-    bench.look()
-    bench.release(models[1], 2)
-    bench.look()
-    downloads = bench.shelf.downloads
-    bench.release(models[0], 3, version="1", cause=Cause.ROLLBACK)
-    assert bench.look() and bench.sequence == 3 and bench.shelf.downloads == downloads
-    served = bench.loader.served(bench.problem.name)
-    assert served is not None and served.model.payload == models[0].payload
-
-
-def test_it_boots_from_its_cache_with_the_registry_away(bench: Bench, models: list[Model]) -> None:
-    bench.release(models[0], 7)
-    bench.look()
-    bench.shelf.away = True
-    again = bench.another()
-    again.boot(bench.problem.name)
-    served = again.served(bench.problem.name)
-    assert served is not None and served.release.sequence == 7
-    with pytest.raises(Unavailable):
-        again.look(bench.problem.name)
-    assert again.served(bench.problem.name) is served
-
-
-def test_a_tampered_cache_is_refused_at_boot(bench: Bench, models: list[Model]) -> None:
-    bench.release(models[0], 7)
-    bench.look()
-    (blob,) = (bench.folder / "cache" / bench.problem.name).glob("*.msgpack")
-    files = msgspec.msgpack.decode(blob.read_bytes(), type=dict[str, bytes])
-    files["head.safetensors"] = models[1].to_files()["head.safetensors"]
-    blob.write_bytes(msgspec.msgpack.encode(files))
-    bench.loader = bench.another()
-    bench.loader.boot(bench.problem.name)
-    assert bench.sequence is None and "release.payload" in bench.refusal
-    assert bench.look() and bench.sequence == 7, "the honest bytes come back from the registry"
-
-
-def test_the_floor_outlives_the_process(bench: Bench, models: list[Model]) -> None:
-    bench.release(models[0], 7)
-    bench.look()
-    bench.loader = bench.another()
-    bench.release(models[1], 6)
-    bench.now += 60
-    bench.loader.boot(bench.problem.name)
-    assert not bench.look() and bench.sequence == 7 and bench.loader.floor(bench.problem.name) == 7
-
-
-def test_without_a_readable_floor_nothing_is_served(bench: Bench, models: list[Model]) -> None:
-    bench.release(models[0], 7)
-    bench.look()
-    (bench.folder / "cache" / bench.problem.name / "state.json").write_text("{")
-    bench.loader = bench.another()
-    bench.loader.boot(bench.problem.name)
-    bench.now += 60
-    assert not bench.look() and bench.sequence is None and "floor" in bench.refusal
-
+from truing.tasks.records import Cause
 
 # --- questions ----------------------------------------------------------------------------------------------------------------
-
-
-def question(problem: Problem, rows: Rows, **beside: list[Any]) -> dict[str, Any]:
-    """The request's JSON, one tensor a column."""
-    tensors = [
-        {
-            "name": name,
-            "shape": [len(rows)],
-            "datatype": "FP64" if spec.type == "number" else "BYTES",
-            "data": [row[name] for row in rows],
-        }
-        for name, spec in problem.inputs.items()
-    ]
-    tensors += [
-        {"name": name.replace("__", ":"), "shape": [len(data)], "datatype": "BYTES", "data": data}
-        for name, data in beside.items()
-    ]
-    return {"inputs": tensors}
 
 
 def change(body: dict[str, Any], tensor: str, **fields: Any) -> dict[str, Any]:
@@ -385,191 +115,7 @@ def test_protected_attributes_never_are_among_the_rows(problem: Problem, adult: 
     assert asked.subjects == ["s1", None]
 
 
-# --- the outbox ---------------------------------------------------------------------------------------------------------------
-
-
-class Collector:
-    """A publisher into a list, which can be away."""
-
-    def __init__(self) -> None:
-        self.taken: list[Message] = []
-        self.away = False
-
-    def publish(self, messages: Any) -> None:
-        if self.away:
-            raise Unavailable("the broker is away")
-        self.taken += messages
-
-    def close(self) -> None:
-        pass
-
-
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def outbox(folder: Path, publisher: Any, keep_s: float = 60.0, said: list[str] | None = None) -> Outbox:
-    return Outbox(folder, publisher, keep_s=keep_s, log=(said if said is not None else []).append)
-
-
-def test_what_was_not_acknowledged_is_sent_by_the_next_process(tmp_path: Path) -> None:
-    publisher = Collector()
-    publisher.away = True
-    box = outbox(tmp_path, publisher)
-    box.start()
-    box.append([(b"k%d" % i, b"v%d" % i) for i in range(2500)])
-    until(lambda: box.last_error is not None)
-    box.close(timeout_s=0)
-    publisher.away = False
-    box = outbox(tmp_path, publisher)
-    assert box.waiting == 2500
-    box.start()
-    until(lambda: box.waiting == 0)
-    box.close()
-    assert publisher.taken == [(b"k%d" % i, b"v%d" % i) for i in range(2500)]
-
-
-def test_a_torn_write_is_left_out_and_said(tmp_path: Path) -> None:
-    """Three whole frames, then half of a fourth: its answer never went out."""
-    box = outbox(tmp_path, Collector())
-    box.append([(b"k", b"v%d" % i) for i in range(4)])
-    box.close(timeout_s=0)
-    (path,) = tmp_path.glob("*.log")
-    path.write_bytes(path.read_bytes()[:-1])
-    publisher, said = Collector(), list[str]()
-    box = outbox(tmp_path, publisher, said=said)
-    box.start()
-    until(lambda: box.waiting == 0)
-    box.close()
-    assert [value for _, value in publisher.taken] == [b"v0", b"v1", b"v2"] and "no whole event" in said[0]
-
-
-def test_acknowledged_events_are_kept_for_the_grace_then_dropped(tmp_path: Path) -> None:
-    publisher = Collector()
-    for keep_s, left in ((60.0, 1), (0.0, 0)):
-        box = outbox(tmp_path / str(keep_s), publisher, keep_s=keep_s)
-        box.start()
-        box.append([(b"k", b"v")])
-        until(lambda box=box: box.waiting == 0)
-        box.close()
-        box = outbox(tmp_path / str(keep_s), publisher, keep_s=keep_s)
-        box.start()  # a new process opens a new file; the old one may go once it is acknowledged again
-        until(lambda box=box: box.waiting == 0)
-        until(lambda box=box, left=left: (box.kept_bytes > 0) == bool(left))
-        box.close()
-
-
-def test_two_processes_cannot_share_an_outbox(tmp_path: Path) -> None:
-    box = outbox(tmp_path, Collector())
-    with pytest.raises(Unavailable, match="another gateway holds it"):
-        outbox(tmp_path, Collector())
-    box.close(timeout_s=0)
-
-
-def test_an_oversized_event_is_refused_before_it_is_written(tmp_path: Path) -> None:
-    box = outbox(tmp_path, Collector())
-    with pytest.raises(DataError, match="at most"):
-        box.append([(b"k", b"v"), (b"k", b"v" * 300_000)])
-    assert box.waiting == 0 and box.kept_bytes == 0
-    box.close(timeout_s=0)
-
-
 # --- the whole: real broker, real HTTP ----------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def stack_settings(data: Path, poll_s: float = 0.05) -> Settings:
-    return load(
-        data=data,
-        problems=ROOT / "problems",
-        kafka={"bootstrap": f"127.0.0.1:{free_port()}", "broker": "embedded"},
-        ports={"gateway": free_port(), "registry": free_port(), "prefect": free_port()},
-        gateway={"poll_s": poll_s},
-    )
-
-
-@contextmanager
-def running_broker(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command(settings), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        ensure_topics(settings)
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def running_gateway(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
-    """The gateway as `truing up` starts it."""
-    code = (sys.executable, "-m", "uvicorn", "--factory", "truing.infra.gateway.app:create_app", "--no-access-log")
-    process = subprocess.Popen(
-        [*code, "--port", str(settings.ports.gateway), "--log-level", "warning"],
-        env=child_environment(settings),
-        cwd=settings.data,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        until(lambda: answers(settings), 120)
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            process.wait(20)
-
-
-def answers(settings: Settings) -> bool:
-    try:
-        return httpx.get(f"{settings.gateway_url}/v2/health/live", trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
-@contextmanager
-def served_here(settings: Settings, shelf: FolderShelf) -> Iterator[httpx.Client]:
-    """The real app under uvicorn in a thread, over a folder shelf."""
-    import uvicorn
-
-    from truing.infra.gateway.app import create_app
-
-    config = uvicorn.Config(create_app(settings, shelf=shelf), port=settings.ports.gateway, log_level="critical", lifespan="on")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    until(lambda: server.started)
-    try:
-        with httpx.Client(base_url=settings.gateway_url, trust_env=False, timeout=30) as http:
-            yield http
-    finally:
-        server.should_exit = True
-        thread.join(20)
-
-
-def landed(settings: Settings, topic: str | None = None) -> list[bytes]:
-    """Every message of the topic, from the beginning."""
-    from kafka import KafkaConsumer, TopicPartition
-
-    consumer = KafkaConsumer(**connection(settings), auto_offset_reset="earliest", enable_auto_commit=False, api_version=(2, 5))
-    topic = topic or settings.kafka.topic
-    parts = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
-    consumer.assign(parts)
-    ends = consumer.end_offsets(parts)
-    consumer.seek_to_beginning(*parts)
-    found: list[bytes] = []
-    stop = time.monotonic() + 20
-    while any(consumer.position(part) < ends[part] for part in parts) and time.monotonic() < stop:
-        for batch in consumer.poll(timeout_ms=200, max_records=10_000).values():
-            found += [record.value for record in batch]
-    consumer.close()
-    return found
 
 
 def columns_of(answer: httpx.Response) -> dict[str, list[Any]]:
@@ -583,10 +129,19 @@ class Stack:
     def __init__(self, settings: Settings, http: httpx.Client, shelf: FolderShelf, keyring: Keyring, problem: Problem) -> None:
         self.settings, self.http, self.shelf, self.keyring, self.problem = settings, http, shelf, keyring, problem
 
-    def release(self, model: Model, sequence: int) -> None:
-        files = model.to_files()
-        self.shelf.put(str(sequence), files, statement(self.problem, files, self.keyring.read("release"), sequence))
-        until(lambda: self.status()["problems"][self.problem.name]["sequence"] == sequence)
+    def show(self, model: Model, sequence: int, **other: Any) -> None:
+        """A release with its head, as the steward would make it."""
+        files, key = model.to_files(), self.keyring.read("release")
+        release = release_over(self.problem, files, sequence, **other)
+        self.shelf.put(release.version, files, signed(release, key), head_over(release, key, now=time.time()))
+
+    def release(self, model: Model, sequence: int, **other: Any) -> None:
+        self.show(model, sequence, **other)
+        until(lambda: self.told()["sequence"] == sequence)
+
+    def told(self) -> dict[str, Any]:
+        """The problem in /status."""
+        return dict(self.status()["problems"][self.problem.name])
 
     def ask(self, rows: Rows, **beside: list[Any]) -> httpx.Response:
         return self.http.post(f"/v2/models/{self.problem.name}/infer", json=question(self.problem, rows, **beside))
@@ -601,9 +156,8 @@ class Stack:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, problem: Problem, models: list[Model]) -> Iterator[Stack]:
-    settings = stack_settings(tmp_path_factory.mktemp("gateway"))
-    keyring = Keyring(settings.keys)
-    keyring.create([f"{problem.name}.{source}" for source in problem.sources])
+    settings = settings_of(tmp_path_factory.mktemp("gateway"))
+    keyring = keys_in(settings.keys, problem)
     shelf = FolderShelf(settings.data / "shelf")
     with running_broker(settings), served_here(settings, shelf) as http:
         yield Stack(settings, http, shelf, keyring, problem)
@@ -733,50 +287,76 @@ def test_feedback_is_believed_for_the_token_of_its_prediction_only(served: Stack
 
 
 @pytest.mark.services
+def test_an_id_that_the_gateway_made_is_answered_once(served: Stack, adult: Rows) -> None:
+    """Who learns of a prediction can't ask for its token; a caller's own id is answered again, as a resend needs it."""
+    told = columns_of(served.ask(adult[:2]))
+    assert all(name.startswith(OWN) for name in told["prediction_id"])
+    stolen = served.ask(adult[:2], prediction_id=told["prediction_id"])
+    assert stolen.status_code == 400 and "an id of your own" in stolen.json()["error"]
+    mine = [columns_of(served.ask(adult[:1], prediction_id=["mine-1"]))["token"] for _ in range(2)]
+    assert all(mine)
+
+
+class Askers:
+    """Sixteen applications that ask the same rows again and again; each answer must be that of the release it names."""
+
+    def __init__(self, url: str, problem: Problem, rows: Rows, expected: Callable[[int], list[float]]) -> None:
+        self.wrong, self.seen = list[str](), Counter[int]()
+        self._url, self._problem, self._rows, self._expected = url, problem, rows, expected
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(16)]
+
+    def __enter__(self) -> Askers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def _ask(self) -> None:
+        body = question(self._problem, self._rows)
+        with httpx.Client(base_url=self._url, trust_env=False, timeout=30) as http:
+            while not self._stop.is_set():
+                try:
+                    answer = http.post(f"/v2/models/{self._problem.name}/infer", json=body)
+                except httpx.HTTPError as error:
+                    self.wrong.append(repr(error))
+                    continue
+                if answer.status_code != 200:
+                    self.wrong.append(answer.text)
+                    continue
+                sequence = answer.json()["parameters"]["sequence"]
+                self.seen[sequence] += 1
+                if columns_of(answer)["probability"] != self._expected(sequence):
+                    self.wrong.append(f"release {sequence} answered with another model")
+
+
+@pytest.mark.services
 def test_no_answer_fails_while_releases_change_and_each_is_of_one_release(
     served: Stack, adult: Rows, models: list[Model]
 ) -> None:
-    """Four askers, ten swaps: every answer equals what the release it names answers by itself."""
+    """Sixteen askers, ten swaps: every answer equals what the release it names answers by itself."""
     rows = adult[600:608]
-    asked = [{name: row[name] for name in served.problem.inputs} for row in rows]
-    expected = [model.predict(asked).probabilities[:, 1].tolist() for model in models]
+    expected = [model.predict(inputs_of(served.problem, rows)).probabilities[:, 1].tolist() for model in models]
     assert expected[0] != expected[1]
-    stop, wrong, seen = threading.Event(), list[str](), Counter[int]()
-
-    def keep_asking() -> None:
-        with httpx.Client(base_url=served.settings.gateway_url, trust_env=False, timeout=30) as http:
-            while not stop.is_set():
-                answer = http.post("/v2/models/adult/infer", json=question(served.problem, rows))
-                if answer.status_code != 200:
-                    wrong.append(answer.text)
-                    continue
-                sequence = answer.json()["parameters"]["sequence"]
-                seen[sequence] += 1
-                if columns_of(answer)["probability"] != expected[(sequence - 1) % 2]:
-                    wrong.append(f"release {sequence} answered with another model")
-
-    start = served.status()["problems"]["adult"]["sequence"]
+    start = served.told()["sequence"]
     assert start % 2 == 1
-    askers = [threading.Thread(target=keep_asking) for _ in range(4)]
-    for asker in askers:
-        asker.start()
-    for sequence in range(start + 1, start + 11):
-        served.release(models[(sequence - 1) % 2], sequence)
-        until(lambda sequence=sequence: seen[sequence] > 0 or bool(wrong))
-    stop.set()
-    for asker in askers:
-        asker.join(30)
-    assert not wrong, wrong[:3]
-    assert len(seen) >= 10
+    with Askers(served.settings.gateway_url, served.problem, rows, lambda sequence: expected[(sequence - 1) % 2]) as askers:
+        for sequence in range(start + 1, start + 11):
+            served.release(models[(sequence - 1) % 2], sequence)
+            until(lambda sequence=sequence: askers.seen[sequence] > 0 or bool(askers.wrong))
+    assert not askers.wrong, askers.wrong[:3]
+    assert len(askers.seen) >= 10
 
 
 @pytest.mark.services
 def test_a_release_that_expires_while_it_is_served_answers_no_more(served: Stack, adult: Rows, models: list[Model]) -> None:
-    sequence = served.status()["problems"]["adult"]["sequence"] + 1
-    files, key = models[0].to_files(), served.keyring.read("release")
+    sequence = served.told()["sequence"] + 1
     expires = time.time() + 1.0
-    served.shelf.put(str(sequence), files, statement(served.problem, files, key, sequence, expires=expires))
-    until(lambda: served.status()["problems"]["adult"]["sequence"] == sequence)
+    served.release(models[0], sequence, expires=expires)
     until(lambda: time.time() > expires)
     answer = served.ask(adult[:1])
     assert answer.status_code == 503 and "expired" in answer.json()["error"]
@@ -784,21 +364,32 @@ def test_a_release_that_expires_while_it_is_served_answers_no_more(served: Stack
     assert served.ask(adult[:1]).status_code == 200
 
 
+@pytest.mark.services
+def test_a_withdrawn_model_answers_503_with_the_reason_until_the_next_release(
+    served: Stack, adult: Rows, models: list[Model]
+) -> None:
+    before = served.told()
+    sequence = before["sequence"] + 1
+    why = f"withdrawn by release {sequence}: approval of version 1 revoked by anna: it harms"
+    reason = why.partition(": ")[2]
+    served.show(models[0], sequence, version=before["version"], cause=Cause.WITHDRAW, reason=reason)
+    until(lambda: served.told()["withdrawn"] is not None)
+    answer = served.ask(adult[:1])
+    assert answer.status_code == 503 and why in answer.json()["error"] and "\n" not in answer.json()["error"]
+    for path in ("/v2/health/ready", "/v2/models/adult/ready"):
+        assert served.http.get(path).status_code == 503
+    assert served.http.get("/v2/health/live").status_code == 200
+    told = served.told()
+    assert told["refusal"] == why and told["floor"] == sequence and told["sequence"] is None
+    served.release(models[0], sequence + 1 + sequence % 2)
+    assert served.ask(adult[:1]).status_code == 200 and served.told()["withdrawn"] is None
+
+
 @pytest.fixture
 def cached(tmp_path: Path, problem: Problem, models: list[Model]) -> Settings:
     """A data folder whose gateway can boot without any registry."""
-    settings = stack_settings(tmp_path)
-    keyring = Keyring(settings.keys)
-    keyring.create([f"{problem.name}.{source}" for source in problem.sources])
-    files = models[0].to_files()
-    state = State(
-        floor=2,
-        statement="",
-        version="3",
-        payload=models[0].payload,
-        envelope=statement(problem, files, keyring.read("release"), 3),
-    )
-    Cache(settings.data / "gateway" / problem.name).keep(state, files)
+    settings = settings_of(tmp_path)
+    remember(settings, problem, models[0], keys_in(settings.keys, problem), version="3", sequence=3)
     return settings
 
 
@@ -840,125 +431,13 @@ def test_what_a_killed_broker_forgot_comes_again(cached: Settings, tmp_path: Pat
 # --- behind the real registry -------------------------------------------------------------------------------------------------
 
 
-class House:
-    """A registry with its guard, and the acts of each office on it, each under its own login."""
-
-    def __init__(self, settings: Settings, problem: Problem, policy: Policy) -> None:
-        self.settings, self.problem, self.policy = settings, problem, policy
-        self.keyring = Keyring(settings.keys)
-        users = ("trainer", "steward", "approver")
-        self.trainer, self.steward, self.approver = (
-            Registry(settings.registry_url, user, self.keyring.password(user)) for user in users
-        )
-        self.past: list[Release] = []
-
-    def release(self, model: Model) -> Release:
-        """Register, judge, approve, release: the whole way that a version has to go."""
-        name, now = self.problem.name, time.time()
-        files = model.to_files()
-        candidate = Candidate(
-            problem=name,
-            payload=model.payload,
-            parent=self.past[-1].payload if self.past else None,
-            base=model.base,
-            code="test",
-            kind="tabular",
-            dataset="d" * 64,
-            trial=None,
-            seed=1,
-            origin="fast",
-            registered=now,
-        )
-        version = self.trainer.register(name, files, candidate)
-        if not self.past:
-            self.steward.propose_policy(name, self.policy.digest)
-            self.approver.accept_policy(name)
-        nothing = Estimate(value=None)
-        evaluation = Evaluation(
-            digest="e" * 64,
-            problem=name,
-            candidate=model.payload,
-            champion=candidate.parent,
-            none=None,
-            anchor=None,
-            rows="r" * 64,
-            n=100,
-            coverage=1.0,
-            cells=(),
-            forgetting=nothing,
-            flips=0.0,
-            shift={},
-            latency_ms=0.0,
-            size_mb=0.0,
-        )
-        verdict = Verdict(
-            problem=name,
-            outcome=Outcome.PASS,
-            clauses=(),
-            candidate=model.payload,
-            evaluation=seal.digest(evaluation),
-            policy=self.policy.digest,
-            dataset="d" * 64,
-            champion=candidate.parent,
-            look=1,
-            at=now,
-            key="test",
-        )
-        signed = seal.sign(verdict, seal.VERDICT_TYPE, self.keyring.read("gate"))
-        self.steward.attach_verdict(name, version, signed, evaluation, "text", "<p>page</p>")
-        self.approver.approve(name, version, "it is better")
-        facts = self.steward.facts(name, version)
-        approval = seal.open_envelope(facts.approval, Approval, seal.APPROVAL_TYPE, self.keyring.public().registry)
-        assert isinstance(approval, Approval), approval
-        statement = release_of(
-            verdict,
-            approval,
-            version=version,
-            name=f"{name}@{len(self.past) + 1}",
-            past=self.past,
-            environment={"name": "test"},
-            now=now,
-        )
-        return self.move(statement)
-
-    def roll_back(self, old: Release) -> Release:
-        self.approver.request_rollback(self.problem.name, old.version, "people complain")
-        name = f"{self.problem.name}@{len(self.past) + 1}"
-        return self.move(rollback_of(old, self.past[-1], name=name, reason="people complain", environment={}, now=time.time()))
-
-    def move(self, statement: Release) -> Release:
-        signed = seal.sign(statement, seal.RELEASE_TYPE, self.keyring.read("release"))
-        self.steward.attach_release(self.problem.name, statement.version, signed)
-        self.steward.move_champion(self.problem.name, statement.version)
-        self.past.append(statement)
-        return statement
-
-
-@contextmanager
-def running_registry(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
-    code = (sys.executable, "-m", "uvicorn", "--factory", "truing.infra.registry_guard.app:create_app", "--no-access-log")
-    process = subprocess.Popen(
-        [*code, "--port", str(settings.ports.registry), "--log-level", "warning"],
-        env=child_environment(settings),
-        cwd=settings.data,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        Registry(settings.registry_url, "approver", Keyring(settings.keys).password("approver")).wait(150)
-        yield process
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
 @pytest.mark.services
 def test_the_gateway_follows_the_real_registry(
     tmp_path: Path, problem: Problem, policy: Policy, models: list[Model], adult: Rows
 ) -> None:
     """Release 1, release 2, back to 1 as release 3; then the registry's disk is tampered with, and at last it is away."""
-    settings = stack_settings(tmp_path, poll_s=0.3)
-    Keyring(settings.keys).create([f"{problem.name}.{source}" for source in problem.sources])
+    settings = settings_of(tmp_path, poll_s=0.3)
+    keys_in(settings.keys, problem)
     cache, aside = settings.data / "gateway", settings.data / "aside"
 
     def served() -> dict[str, Any]:

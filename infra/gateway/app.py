@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from truing.infra.gateway.loader import Shelf
+from truing.infra.gateway.served import Shelf
 from truing.infra.gateway.service import Service
 from truing.infra.gateway.tensors import metadata
 from truing.infra.settings import Settings, current, quiet

@@ -1,7 +1,8 @@
 """What the gateway remembers of one problem: the last admitted release with its payload, and the floor it never goes below.
 
 Two files: `state.json` (floor, envelope), replaced in one move, and `<payload digest>.msgpack` (the payload's files in one
-blob, so that no name inside it can become a path). Both are fsynced before the release answers its first request.
+blob, so that no name inside it can become a path). Both are fsynced before the release answers its first request, the blob
+first: whenever the process dies, the state that is found names a blob that is whole.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from truing.tasks.records import Record
 
 
 class State(Record, frozen=True):
-    """`floor` is the highest sequence ever served, `statement` the digest of that release's record."""
+    """`floor` is the highest sequence ever admitted, `statement` the digest of that release's record."""
 
     floor: int
     statement: str
@@ -46,21 +47,30 @@ class Cache:
         except (OSError, msgspec.DecodeError):
             return None
 
-    def keep(self, state: State, files: dict[str, bytes]) -> None:
-        """Persist payload, then state. Raises Unavailable when the disk does not take it; then the old state still stands."""
+    def keep(self, state: State, files: dict[str, bytes] | None) -> None:
+        """Persist payload, then state; `files` None = nothing is to be served (a withdrawal).
+
+        Raises Unavailable when the disk does not take it; then the old state still stands.
+        """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            blob = self.folder / f"{state.payload}.msgpack"
-            _replace(blob, msgspec.msgpack.encode(files))
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                _sync(self.folder.parent)
+            if files is not None:
+                _replace(self.folder / f"{state.payload}.msgpack", msgspec.msgpack.encode(files))
             before = self.state()
             _replace(self.folder / "state.json", msgspec.json.encode(state))
-            for path in self.folder.glob("*.msgpack"):  # the one before stays: a rollback comes quicker
-                if path.stem not in (state.payload, before.payload if before else state.payload):
-                    path.unlink(missing_ok=True)
+            self._tidy(state.payload, before.payload if before else state.payload)
         except OSError as error:
             raise Unavailable(
                 f"the release can't be kept in {self.folder}: {error.strerror}; free space or permissions"
             ) from None
+
+    def _tidy(self, *payloads: str) -> None:
+        """Drop what is of no use: the payload before stays (a rollback comes quicker), drafts of a process that died don't."""
+        for path in self.folder.iterdir():
+            if path.name.startswith(".") or (path.suffix == ".msgpack" and path.stem not in payloads):
+                path.unlink(missing_ok=True)
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -71,8 +81,12 @@ def _replace(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)

@@ -14,11 +14,12 @@ import numpy as np
 from truing.infra.broker import address, connection
 from truing.infra.catalog import catalog
 from truing.infra.gateway.feedback import check, read_items
-from truing.infra.gateway.loader import Loader, Served, Shelf
+from truing.infra.gateway.loader import Loader
 from truing.infra.gateway.outbox import Outbox
+from truing.infra.gateway.served import Served, Shelf
 from truing.infra.gateway.shelf import RegistryShelf
-from truing.infra.gateway.tensors import Question, column, read_question
-from truing.infra.keys import keyring as keys_of
+from truing.infra.gateway.tensors import OWN, Question, column, read_question
+from truing.infra.keys import Keyring, following_password, following_public
 from truing.infra.sender import Message, Sender
 from truing.infra.settings import Settings
 from truing.tasks import seal
@@ -26,8 +27,17 @@ from truing.tasks.errors import TruingError, Unavailable
 from truing.tasks.events.schema import GATEWAY, encode_event, token
 from truing.tasks.kinds.protocol import Answers
 from truing.tasks.problem import Problem, seconds
+from truing.tasks.release.registry import Registry
 
+OFFICE = "gateway"  # whose keys this is, and its login at the registry
 VARIANT = "champion"
+
+
+def registry_shelf(settings: Settings, keyring: Keyring) -> RegistryShelf:
+    """The registry's, under a login whose password is asked before each request: a rotation needs no restart."""
+    password = following_password(keyring, OFFICE)
+    password()
+    return RegistryShelf(Registry(settings.registry_url, OFFICE, password, timeout_s=10.0, ca=settings.tls.ca))
 
 
 class Service:
@@ -41,13 +51,15 @@ class Service:
         self.clock = clock
         self.version = version("truing")
         self.problems: dict[str, Problem] = {name: problem for name, (problem, _) in catalog(settings.problems).items()}
-        keyring = keys_of(settings)
+        keyring = Keyring(settings.keys, OFFICE)
+        public = following_public(keyring)
+        public()  # a missing key ends the process now, not at the first release
         self._wire = keyring.read("wire")
         self._schemas = {name: seal.digest(problem.inputs)[:16] for name, problem in self.problems.items()}
         self.loader = Loader(
             self.problems,
-            shelf or RegistryShelf(settings.registry_url, ("gateway", keyring.password("gateway"))),
-            keys=keyring.public(),
+            shelf or registry_shelf(settings, keyring),
+            keys=public,
             folder=settings.data / "gateway",
             poll_s=settings.gateway.poll_s,
             clock=clock,
@@ -57,6 +69,7 @@ class Service:
             settings.data / "outbox" / "gateway",
             Sender(settings.kafka.topic, connection(settings)),
             keep_s=settings.gateway.keep_s,
+            sync=settings.gateway.sync,
             sentinel=address(settings) if settings.kafka.broker == "embedded" else None,
             log=log,
         )
@@ -84,14 +97,19 @@ class Service:
 
     # --- predictions
     def infer(self, problem: Problem, body: bytes) -> bytes:
-        """JSON of the answer. Its events are in the outbox when this returns; raises DataError or Unavailable without any."""
+        """JSON of the answer. Its events are in the outbox when this returns; raises DataError, or Unavailable.
+
+        With each answer goes the token that lets people speak about it. An id that was made here is never answered again, so
+        its token goes to the one who asked. An id that the caller made is answered as often as it is asked (a resend needs
+        its token too), so it is as secret as the caller keeps it: use ids that nobody can guess.
+        """
         question = read_question(body, problem, max_rows=self.settings.gateway.max_rows)
         now = self.clock()
         served = self._served(problem, now)
         answers = served.model.predict(question.rows)
         if not np.isfinite(answers.probabilities).all():
             raise TruingError(f"release {served.name} answered with a number that is none; roll back with `truing rollback`")
-        ids = [given or uuid.uuid4().hex for given in question.ids]
+        ids = [given or f"{OWN}{uuid.uuid4().hex}" for given in question.ids]
         self.outbox.append(self._events(served, question, answers, ids, now))
         expires = now + seconds(problem.maturity.token)
         positive = answers.probabilities[:, problem.labels.index(problem.positive)]
@@ -116,6 +134,9 @@ class Service:
     def _served(self, problem: Problem, now: float) -> Served:
         served = self.loader.served(problem.name)
         if served is None:
+            withdrawn = self.loader.withdrawn(problem.name)
+            if withdrawn is not None:
+                raise Unavailable(f"{problem.name} is {withdrawn}; it answers again with the next release")
             why = self.loader.refusal(problem.name) or self.loader.registry_error or "the registry names no champion"
             raise Unavailable(f"no release of {problem.name} is served yet: {why}; see `truing status`")
         if served.expired(now):
@@ -215,5 +236,6 @@ class Service:
             "expires": release.expires if release else None,
             "since": served.since if served else None,
             "floor": self.loader.floor(name),
-            "refusal": self.loader.refusal(name),
+            "withdrawn": self.loader.withdrawn(name),
+            "refusal": self.loader.refusal(name) or self.loader.withdrawn(name),
         }

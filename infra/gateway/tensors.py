@@ -20,6 +20,7 @@ from truing.tasks.records import Record
 FLOATS = ("FP64", "FP32")
 INTEGERS = ("INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT8")
 GROUP = "group:"
+OWN = "truing-"  # how prediction ids begin that the gateway made; no caller may
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LONGEST = 4096  # characters of one text cell
 
@@ -170,6 +171,10 @@ def _ids(tensor: Tensor) -> list[str | None]:
         if value is not None and not _ID.fullmatch(value):
             raise DataError(
                 f"prediction_id[{at}]: expected 1 to 128 of A-Z a-z 0-9 . _ : -, got {_short(value)}; leave it out to get one"
+            )
+        if value is not None and value.startswith(OWN):
+            raise DataError(
+                f"prediction_id[{at}]: expected an id of your own, got one that the gateway made; leave it out for a new one"
             )
     given = [value for value in ids if value is not None]
     if len(set(given)) != len(given):
