@@ -247,7 +247,9 @@ def decide(
     )  # fmt: skip
     note_look(ledger, Look(problem=name, candidate=payload, rows=judging, at=now))
     key = seal.key_id(seal.public_key(offices.gate))
-    verdict = judge(evaluation, scores, problem, policy, dataset=candidate.dataset, key=key, now=now, seed=look)
+    before = book.verdict(name, payload)
+    at = max(now, before.verdict.at) if before else now  # a clock that was set back makes no verdict older than the one before
+    verdict = judge(evaluation, scores, problem, policy, dataset=candidate.dataset, key=key, now=at, seed=look)
     envelope = seal.sign(verdict, seal.VERDICT_TYPE, offices.gate)
     run = registry.log_verdict(name, version, envelope, evaluation, verdict_html(verdict, evaluation, candidate, problem))
     indicators = {key.removeprefix("verdict.key."): line for key, line in bias_tags(evaluation, verdict).items()}
