@@ -61,10 +61,13 @@ def reach(settings: Settings) -> None:
     if os.geteuid() != 0:
         raise Unavailable("accounts: expected to be started by root, which alone can become others; unset TRUING_ACCOUNTS__*")
     offices: dict[int, str] = {0: "root"}
-    read = (Path(__file__), settings.problems, *settings.problems.glob("*/*.toml"))
-    asked = [str(path.resolve()) for path in (settings.data.resolve().parent, *read)]
+    read = (Path(__file__).resolve(), settings.problems, *settings.problems.glob("*/*.toml"))
+    tls, home = settings.tls, settings.kafka.home if settings.kafka.broker == "kafka" else None
     for name in type(settings.accounts).model_fields:
         user = _user(settings, name)
+        shown = (tls.certificate, tls.key) if name in ("registry", "prefect", "gateway") else ()
+        more = (*shown, home) if name == "broker" else (*shown, tls.ca)
+        asked = [settings.data.resolve().parent, *read, *filter(None, more)]
         if user.pw_uid in offices:
             raise SettingsError(
                 f"setting accounts.{name}: expected an account of its own, got that of {offices[user.pw_uid]}; name another"
@@ -72,7 +75,7 @@ def reach(settings: Settings) -> None:
         offices[user.pw_uid] = name
         try:
             done = subprocess.run(  # noqa: S603 - our own interpreter
-                [sys.executable, "-I", "-S", "-c", _REACH, *asked],
+                [sys.executable, "-I", "-S", "-c", _REACH, *map(str, asked)],
                 user=user.pw_uid,
                 group=user.pw_gid,
                 extra_groups=os.getgrouplist(user.pw_name, user.pw_gid),

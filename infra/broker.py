@@ -89,6 +89,10 @@ def connection(settings: Settings) -> dict[str, Any]:
         "reconnect_backoff_ms": 50,
         "reconnect_backoff_max_ms": 1000,
     }
+    if kafka.security_protocol.endswith("SSL"):
+        ca = kafka.ssl_ca or settings.tls.ca
+        files = {"ssl_cafile": ca, "ssl_certfile": kafka.ssl_certificate, "ssl_keyfile": kafka.ssl_key}
+        config |= {name: str(path) for name, path in files.items() if path is not None}
     if kafka.security_protocol.startswith("SASL"):
         config["sasl_mechanism"] = "PLAIN"
         config["sasl_plain_username"] = kafka.sasl_username

@@ -50,7 +50,7 @@ def become(settings: Settings, part: Program) -> None:
 def check_health(settings: Settings, part: Program, *, now: float) -> None:
     """Raises Unavailable, in one line, unless the part answers (servers) or has lately said that it lives (the others)."""
     if part.url is not None:
-        call("GET", part.url, timeout=2.0)
+        call("GET", part.url, timeout=2.0, ca=settings.tls.ca)
         return
     beat = last_beat(settings, part.name)
     if beat is None or now - float(beat["at"]) > BEAT_S:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from truing.infra import tls
 from truing.infra.accounts import reach
 from truing.infra.processes import check_port
 from truing.infra.programs import Program
@@ -23,6 +24,7 @@ def check(settings: Settings, parts: tuple[Program, ...]) -> None:
     """Raises Unavailable, in one line with the remedy, for the first thing that would keep `parts` from running."""
     if settings.accounts.separate:
         reach(settings)
+    tls.check(settings)
     seen: dict[int, str] = {}
     for part in parts:
         if part.port is None:

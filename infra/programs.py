@@ -11,6 +11,7 @@ from pathlib import Path
 from truing.infra.accounts import account, office
 from truing.infra.processes import MARKER, marker
 from truing.infra.settings import Settings, child_environment
+from truing.infra.tls import client_environment, server_options
 from truing.tasks.records import Record
 
 
@@ -30,6 +31,7 @@ def programs(settings: Settings) -> tuple[Program, ...]:
     """All parts, servers first."""
     python = sys.executable
     uvicorn = (python, "-m", "uvicorn", "--factory", "--host", settings.host, "--no-access-log", "--log-level", "warning")
+    uvicorn = (*uvicorn, *server_options(settings))
     found: list[Program] = []
     if settings.kafka.broker != "external":
         port = int(settings.kafka.bootstrap.rpartition(":")[2])
@@ -100,6 +102,7 @@ def environment(settings: Settings) -> dict[str, str]:
             "PREFECT_LOCAL_STORAGE_PATH": str(home / "results"),
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
             "PREFECT__SERVER_FINAL": "1",
+            **client_environment(settings),
         },
     )
 

@@ -46,6 +46,9 @@ class Kafka(_Part):
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT", description="as in Kafka")
     sasl_username: str | None = Field(None, description="for SASL/PLAIN")
     sasl_password: SecretStr | None = Field(None, description="for SASL/PLAIN")
+    ssl_ca: Path | None = Field(None, description="PEM of the broker's authority for SSL; default tls.ca, else public ones")
+    ssl_certificate: Path | None = Field(None, description="PEM chain that our clients show to a broker that asks")
+    ssl_key: Path | None = Field(None, description="its PEM key")
 
     @property
     def trims(self) -> bool:
@@ -253,8 +256,10 @@ def load(**overrides: Any) -> Settings:
         where = f"setting {key}: " if key else ""
         raise SettingsError(f"{where}{first['msg'].lower()}{got}; see `truing up --help` or truing.toml") from None
     found: dict[str, Any] = {"data": settings.data.resolve(), "problems": settings.problems.resolve()}
-    if settings.kafka.home is not None:
-        found["kafka"] = settings.kafka.model_copy(update={"home": settings.kafka.home.expanduser().resolve()})
+    for name in ("kafka", "tls"):  # parts run in the data folder
+        part = getattr(settings, name)
+        paths = {key: value.expanduser().resolve() for key, value in part if isinstance(value, Path)}
+        found[name] = part.model_copy(update=paths)
     return settings.model_copy(update=found)
 
 
