@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 
 from truing.infra.broker import command, connection, ensure_topics
@@ -34,6 +35,8 @@ from truing.tasks.learning.ridge import Ridge
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
 from truing.tasks.records import Approval, Candidate, Cause, Estimate, Evaluation, Head, Outcome, Release, Verdict
+from truing.tasks.release.acts import Acts, Docket
+from truing.tasks.release.audit import follow
 from truing.tasks.release.manifest import release_of, rollback_of
 from truing.tasks.release.registry import Registry
 
@@ -455,14 +458,37 @@ class House:
 
     def roll_back(self, old: Release) -> Release:
         self.approver.request_rollback(self.problem.name, old.version, "people complain")
+        asked = self.docket().rollback
+        assert asked is not None
+        return self.move(self._back(old, "people complain", asked.line))
+
+    def withdraw(self, old: Release) -> Release:
+        """Revoked by a person while it serves, and nothing else stands."""
+        self.approver.revoke(self.problem.name, old.version, "it harms")
+        decision = self.docket().decision(old.version)
+        assert decision is not None
+        statement = self._back(old, "revoked by approver: it harms", decision.line)
+        return self.move(msgspec.structs.replace(statement, cause=Cause.WITHDRAW))
+
+    def docket(self) -> Docket:
+        """What the audit says of the problem."""
+        keys = self.keyring.public().registry
+        acts = Acts(keys)
+        for line in follow(self.steward.audit(0), keys=keys):
+            acts.apply(line)
+        return acts.of(self.problem.name)
+
+    def _back(self, old: Release, reason: str, asked: str) -> Release:
         name = f"{self.problem.name}@{len(self.past) + 1}"
-        return self.move(rollback_of(old, self.past[-1], name=name, reason="people complain", environment={}, now=time.time()))
+        return rollback_of(
+            old, self.past[-1], name=name, reason=reason, environment={"name": "test"}, now=time.time(), asked=asked
+        )
 
     def move(self, statement: Release) -> Release:
         """As the steward does it: the statement, a head that names it, then the alias."""
         key = self.keyring.read("release")
         self.steward.attach_release(self.problem.name, statement.version, seal.sign(statement, seal.RELEASE_TYPE, key))
-        self.steward.set_model_tag(self.problem.name, "release.head", head_over(statement, key, now=time.time()))
+        self.steward.attach_head(self.problem.name, head_over(statement, key, now=time.time()))
         self.steward.move_champion(self.problem.name, statement.version)
         self.past.append(statement)
         return statement

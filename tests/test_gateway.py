@@ -435,13 +435,20 @@ def test_what_a_killed_broker_forgot_comes_again(cached: Settings, tmp_path: Pat
 def test_the_gateway_follows_the_real_registry(
     tmp_path: Path, problem: Problem, policy: Policy, models: list[Model], adult: Rows
 ) -> None:
-    """Release 1, release 2, back to 1 as release 3; then the registry's disk is tampered with, and at last it is away."""
+    """Two releases and two rollbacks under sixteen askers; a new password; a withdrawal that outlives a restart; at last the
+    registry's disk is tampered with, and then the registry is away."""
     settings = settings_of(tmp_path, poll_s=0.3)
-    keys_in(settings.keys, problem)
+    keys = keys_in(settings.keys, problem)
     cache, aside = settings.data / "gateway", settings.data / "aside"
+    rows = adult[600:604]
+    expected = [model.predict(inputs_of(problem, rows)).probabilities[:, 1].tolist() for model in models]
 
     def served() -> dict[str, Any]:
         return dict(httpx.get(f"{settings.gateway_url}/status", trust_env=False).json()["problems"][problem.name])
+
+    def answer() -> httpx.Response:
+        body = question(problem, adult[:3])
+        return httpx.post(f"{settings.gateway_url}/v2/models/adult/infer", json=body, trust_env=False)
 
     with running_registry(settings):
         house = House(settings, problem, policy)
@@ -449,12 +456,28 @@ def test_the_gateway_follows_the_real_registry(
             assert served()["sequence"] is None
             first = house.release(models[0])
             until(lambda: served()["sequence"] == 1, 60)
-            house.release(models[1])
-            until(lambda: served()["sequence"] == 2, 60)
-            assert served()["payload"] == models[1].payload
+            with Askers(settings.gateway_url, problem, rows, lambda sequence: expected[(sequence - 1) % 2]) as askers:
+                second = house.release(models[1])
+                until(lambda: askers.seen[2] > 0, 60)
+                assert served()["payload"] == models[1].payload
+                house.roll_back(first)
+                until(lambda: askers.seen[3] > 0, 60)
+                assert served()["payload"] == models[0].payload and served()["cause"] == "rollback" and served()["floor"] == 3
+                house.roll_back(second)
+                until(lambda: askers.seen[4] > 0, 60)
+            assert not askers.wrong, askers.wrong[:3]
+            for _ in range(2):  # the one before the last is worth nothing at once
+                keys.rotate("gateway", now=time.time())
             house.roll_back(first)
-            until(lambda: served()["sequence"] == 3, 60)
-            assert served()["payload"] == models[0].payload and served()["cause"] == "rollback" and served()["floor"] == 3
+            until(lambda: served()["sequence"] == 5, 60)
+            house.withdraw(first)
+            until(lambda: served()["withdrawn"] is not None, 60)
+            assert answer().status_code == 503 and "withdrawn by release 6: revoked by approver" in answer().json()["error"]
+        with running_gateway(settings):
+            assert answer().status_code == 503 and "withdrawn by release 6" in answer().json()["error"]
+            house.roll_back(second)
+            until(lambda: served()["sequence"] == 7, 60)
+            assert answer().status_code == 200
         cache.rename(aside)
         for head in (settings.data / "registry" / "artifacts").rglob("head.safetensors"):
             data = head.read_bytes()
@@ -466,7 +489,5 @@ def test_the_gateway_follows_the_real_registry(
         shutil.rmtree(cache)
     aside.rename(cache)
     with running_gateway(settings):
-        assert served()["sequence"] == 3, "from its cache, with registry and broker away"
-        body = question(problem, adult[:3])
-        answer = httpx.post(f"{settings.gateway_url}/v2/models/adult/infer", json=body, trust_env=False)
-        assert answer.status_code == 200 and answer.json()["parameters"]["sequence"] == 3
+        assert served()["sequence"] == 7, "from its cache, with registry and broker away"
+        assert answer().status_code == 200 and answer().json()["parameters"]["sequence"] == 7
