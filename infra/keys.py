@@ -101,9 +101,9 @@ class Keyring:
         the stack is down.
         """
         if name == "prefect-auth":
-            fresh = f"truing:{secrets.token_urlsafe(18)}".encode()
+            login = f"truing:{secrets.token_urlsafe(18)}".encode()
             for folder in _SHARED[name]:
-                _replace(self.folder / folder / name, fresh)
+                _replace(self.folder / folder / name, login)
             return
         if name in PRIVATE:
             private = new_key()

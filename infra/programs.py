@@ -30,8 +30,8 @@ class Program(Record, frozen=True):
 def programs(settings: Settings) -> tuple[Program, ...]:
     """All parts, servers first."""
     python = sys.executable
-    uvicorn = (python, "-m", "uvicorn", "--factory", "--host", settings.host, "--no-access-log", "--log-level", "warning")
-    uvicorn = (*uvicorn, *server_options(settings))
+    quiet = ("--no-access-log", "--log-level", "warning")
+    uvicorn = (python, "-m", "uvicorn", "--factory", "--host", settings.host, *quiet, *server_options(settings))
     found: list[Program] = []
     if settings.kafka.broker != "external":
         port = int(settings.kafka.bootstrap.rpartition(":")[2])
