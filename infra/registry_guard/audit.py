@@ -14,6 +14,7 @@ import msgspec
 
 from truing.tasks.errors import Unavailable
 from truing.tasks.release.audit import START, Broken, Entry, Line, Mark, follow, read, seal_line
+from truing.tasks.seal import digest
 
 __all__ = ["Audit", "Entry", "Line", "Mark", "read"]
 PAGE = 1000  # lines in one answer
@@ -23,7 +24,7 @@ class Audit:
     """The open log of one server. Holds a file lock: a second server on the same folder is told so and ends.
 
     `key` and `trusted` give the registry's private key and its public ones, as they are now (they rotate). `taken` is called
-    with every line in order: those on the disk, checked, before this returns, then each one added. Raises Unavailable if the
+    with every line in order: those on the disk before this returns, then each one added. Raises Unavailable if the
     file can't be held or written, Broken where its chain does not hold.
     """
 
@@ -37,7 +38,8 @@ class Audit:
         self.path = path
         self.heard: Callable[[], None] = lambda: None  # called after each line added
         self._key, self._taken = key, taken
-        self._lock = threading.Lock()
+        self._lock, self._settling = threading.Lock(), threading.Lock()
+        self._failed = False
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -48,7 +50,7 @@ class Audit:
             os.close(self._file)
             raise Unavailable(f"expected the audit {path} to be free, another registry holds it; stop that one first") from None
         self._ends = array("Q", [0])  # where line n ends, in bytes
-        self._n, self._head = 0, START
+        self._n, self._head, self._settled = 0, START, 0
         try:
             torn = self._mend()
             self._take(trusted())
@@ -62,7 +64,17 @@ class Audit:
         self, user: str, act: str, target: str, outcome: str, reason: str, at: float, facts: dict[str, str] | None = None
     ) -> Line:
         """Append one record, see it on the disk, and return it. Raises OSError when it could not be kept: nothing was added."""
+        line = self.put(user, act, target, outcome, reason, at, facts)
+        self.settle(line)
+        return line
+
+    def put(
+        self, user: str, act: str, target: str, outcome: str, reason: str, at: float, facts: dict[str, str] | None = None
+    ) -> Line:
+        """Append one record. It is told to nobody before `settle`, which many can share."""
         with self._lock:
+            if self._failed:
+                raise OSError(5, "an audit record could not be seen on the disk; restart the registry")
             entry = Entry(
                 n=self._n + 1,
                 at=at,
@@ -78,16 +90,33 @@ class Audit:
             self._append(msgspec.json.encode(line) + b"\n")
             self._n, self._head = entry.n, line.digest
             self._taken(line)
+            return line
+
+    def settle(self, line: Line) -> None:
+        """Return when this record and all before it are on the disk."""
+        with self._settling:
+            if line.entry.n > self._settled:
+                written = self._n
+                try:
+                    os.fdatasync(self._file)
+                except OSError:
+                    self._failed = True  # what the ledger took in may be lost: nothing more until it is read anew
+                    raise
+                self._settled = written
         self.heard()
-        return line
 
     def head(self) -> Mark:
-        """Number and digest of the last record: what to keep elsewhere against a cut tail."""
+        """Number and digest of the last record written: what to keep elsewhere against a cut tail."""
         return Mark(n=self._n, digest=self._head)
 
+    @property
+    def settled(self) -> int:
+        """Number of the last record that is on the disk."""
+        return self._settled
+
     def page(self, after: int) -> bytes:
-        """The lines above number `after`, at most PAGE of them, as they stand in the file: JSON {"lines": […]}."""
-        last = self._n
+        """The settled lines above number `after`, at most PAGE of them, as they stand in the file: JSON {"lines": […]}."""
+        last = self._settled
         first = min(max(after, 0), last)
         start, end = self._ends[first], self._ends[min(first + PAGE, last)]
         text = os.pread(self._file, end - start, start) if end > start else b""
@@ -105,17 +134,25 @@ class Audit:
             written = os.write(self._file, data)
             if written < len(data):
                 raise OSError(28, "the disk took only a part of the audit record")
-            os.fsync(self._file)
         except OSError:
             os.ftruncate(self._file, start)
             raise
         self._ends.append(start + len(data))
 
     def _take(self, keys: Iterable[bytes]) -> None:
+        """Fold what stands in the file. Each record names the one before it, so the seal on the last is a seal on them all."""
+        before, mark = Mark(), Mark()
         with self.path.open("rb") as file:
-            for line in follow(self._lines(file), keys=keys):
-                self._n, self._head = line.entry.n, line.digest
+            for line in self._lines(file):
+                entry = line.entry
+                if entry.n != mark.n + 1 or entry.previous != mark.digest or digest(entry) != line.digest:
+                    list(follow([line], keys=keys, since=mark))  # says in what way it does not follow
+                    raise Broken(f"audit record {entry.n} does not follow; restore the audit from a backup")
+                before, mark = mark, Mark(n=entry.n, digest=line.digest)
                 self._taken(line)
+        if mark.n:
+            list(follow([line], keys=keys, since=before))
+        self._n, self._head, self._settled = mark.n, mark.digest, mark.n
 
     def _lines(self, file: BinaryIO) -> Iterator[Line]:
         for number, raw in enumerate(file, start=1):

@@ -39,6 +39,7 @@ from truing.tasks.release import acts
 
 _log = logging.getLogger("truing.registry")
 _SAFE = ("GET", "HEAD")
+_SHOWN = (acts.DECISION, acts.POLICY, acts.ANCHOR, acts.ROLLBACK, acts.FROZEN, acts.STANDING)  # stamped on MLflow's page
 SAID = "X-Truing-Audited"  # on answers whose refusal is in the audit already
 
 
@@ -153,14 +154,20 @@ class Guard:
                 self.books.forget_version(act.body.name, number)
                 return self.refuse(act.user, act.function, act.target, refusal)
         deed = self.deeds.of(act, told)
-        self.audit.add(act.user, deed.act, deed.target or act.target, "done", deed.words, act.now, deed.facts)
-        self._checked(lambda: self._show(act, deed.act))  # it counts already; a view that could not be written waits for `mend`
+        line = (act.user, deed.act, deed.target or act.target, "done", deed.words, act.now, deed.facts)
+        if deed.act in _SHOWN:
+            self.audit.add(*line)  # now it counts; a view that can't be written waits for `mend`
+            self._checked(lambda: self._show(act, deed.act))
+            return None
+        written = self.audit.put(*line)
+        self.release()  # the next act may begin while this line settles: its own comes after it
+        self.audit.settle(written)
         return None
 
     def _show(self, act: Act, deed: str) -> None:
         if deed == acts.DECISION:
             self.view.decided(act.body.name, act.body.version)
-        elif deed in (acts.POLICY, acts.ANCHOR, acts.ROLLBACK, acts.FROZEN, acts.STANDING):
+        else:
             self.view.acted(act.body.name, deed)
 
     def _refused_by_mlflow(self, response: Any) -> None:
@@ -212,7 +219,7 @@ class Guard:
 
     def changes(self) -> str:
         """A word that changes with every line of the audit and every start: who polls can ask this 100 times more cheaply."""
-        return f"{self._boot}-{self.audit.head().n}"
+        return f"{self._boot}-{self.audit.settled}"
 
     # --- answers
     def refuse(self, user: str, act: str, target: str, refusal: Refusal) -> Any:

@@ -47,9 +47,10 @@ class Ledger:
         return self.acts.of(problem)
 
     def apply(self, line: Line) -> None:
-        self.acts.keys = tuple(self.keys().registry)
-        self.acts.apply(line)
         entry, facts = line.entry, line.entry.facts
+        if "envelope" in facts:
+            self.acts.keys = tuple(self.keys().registry)
+        self.acts.apply(line)
         if entry.outcome != "done" or "problem" not in facts:
             return
         problem, version = facts["problem"], facts.get("version", "")
