@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 HEAD_EVERY_S = 300.0  # a head is signed anew after each release and so often
 HEAD_LASTS_S = 3600.0
 BOOKED_EVERY_S = 3600.0  # a head that says nothing new goes into the book only so often
-ROUND_S = 10.0  # seconds between full looks when nothing happens
 BACK_S = 60.0  # seconds between looks into the audit's history
 ODD = (TruingError, ArithmeticError, LookupError, TypeError, ValueError)  # what bytes and rows written by others may lead to
 
@@ -109,7 +108,8 @@ def turn(desk: Desk, *, woken: bool = True) -> int:
     While the audit does not hold nothing is decided, only looked at again. Raises Unavailable when the registry is away.
     """
     desk.book.keys = desk.offices().public
-    news = desk.watch.catch_up() if woken or desk.watch.broken or desk.every("audit", ROUND_S) else 0
+    round_s = desk.settings.steward.round_s
+    news = desk.watch.catch_up() if woken or desk.watch.broken or desk.every("audit", round_s) else 0
     desk.rounds.audit(desk.watch.broken, now=time.time())
     if desk.watch.broken:
         return 0
@@ -279,7 +279,7 @@ def countersigned(desk: Desk, problem: Problem) -> Envelope:
 
 def look_around(desk: Desk, *, news: bool) -> None:
     """The rounds: after a write, or every few seconds; and the proposal of the policy that verdicts are made under."""
-    if not desk.every("round", 1.0 if news or desk.rounds.hurried else ROUND_S):
+    if not desk.every("round", 1.0 if news or desk.rounds.hurried else desk.settings.steward.round_s):
         return
     if desk.every("back", BACK_S):
         desk.watch.look_back()

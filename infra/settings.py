@@ -114,6 +114,7 @@ class Learning(_Part):
 
 class Steward(_Part):
     poll_s: float = Field(0.5, gt=0, description="seconds between looks at the registry")
+    round_s: float = Field(10.0, gt=0, description="seconds between full rounds, which find edits behind the guard's back")
 
 
 class Gateway(_Part):

@@ -6,6 +6,7 @@ outdated version. It is found when a line in the registry's audit or a finding o
 the same list with one shared account, where every key is within reach. Needs root: the parts run under accounts of their own.
 
     --only NAME,NAME   some of the attacks (names as in attacks.py)
+    --apart            without the list with one account
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from truing.tasks.kinds.model import Model
 from truing.tasks.release.audit import read
 
 HERE = Path(__file__).resolve().parent
-WATCH_S = 4.0  # more than one full look of steward and gateway, which look each second here
+WATCH_S = 5.0  # more than one full look of steward (each second here) and gateway (4 s)
 OUTSIDE = {  # with one account these reach beyond MLflow's store: the whole folder is put back after them
     "read_registry_key", "swap_public_key", "gateway_cache", "policy_file", "audit_cut", "file_upload_link", "plant_code",
 }  # fmt: skip
@@ -370,7 +371,7 @@ def play(names: list[str], *, separate: bool, folder: Path) -> list[Fate]:
         accounts = {"accounts": {name: f"truing-{name}" for name in
                                  ("registry", "prefect", "trainer", "ingest", "steward", "gateway", "broker")}}  # fmt: skip
     folder.chmod(0o755)
-    stage = Stage(folder, steward={"look_s": 1.0}, gateway={"look_s": 1.0}, **accounts)
+    stage = Stage(folder, steward={"round_s": 1.0}, **accounts)
     scene = Scene(stage, "truing-attacker" if separate else None, folder)
     kept = folder / "kept"
     fates = []
@@ -425,7 +426,7 @@ def measure(arguments: argparse.Namespace) -> Measured:
         say(f"{len(names)} attacks, accounts apart")
         fates = play(names, separate=True, folder=apart)
         say(f"{len(names)} attacks, one account")
-        beside = [] if arguments.quick else play(names, separate=False, folder=shared)
+        beside = [] if arguments.quick or arguments.apart else play(names, separate=False, folder=shared)
     return told(fates, beside)
 
 
@@ -466,6 +467,7 @@ def told(fates: list[Fate], beside: list[Fate]) -> Measured:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--apart", action="store_true", help="leave out the same list with one account")
     parser.add_argument("--only", help="names of attacks, comma-separated")
 
 

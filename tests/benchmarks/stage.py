@@ -49,6 +49,7 @@ class Stage:
 
     def __init__(self, folder: Path, *, parts: tuple[str, ...] | None = PARTS, **more: Any) -> None:
         problems = folder / "problems"
+        folder.mkdir(exist_ok=True)
         shutil.copytree(ROOT / "problems" / NAME, problems / NAME)
         policy = problems / NAME / "policy.toml"
         policy.write_text(policy.read_text().replace("min_rows = 8000", "min_rows = 1500"))
