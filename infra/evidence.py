@@ -27,6 +27,7 @@ from truing.tasks.records import Record
 from truing.tasks.release.acts import STANDING, Acts
 from truing.tasks.release.audit import Broken, Line, Mark, follow, read
 from truing.tasks.release.book import Book, read_book
+from truing.tasks.release.chain import whole_lines
 from truing.tasks.release.findings import open_findings
 from truing.tasks.release.proof import DIFFERS, MISSING, OK, Check, Evidence, Remembered
 from truing.tasks.release.reconcile import Finding
@@ -177,7 +178,7 @@ def examine(settings: Settings, *, user: str | None = None) -> Examined:
     if lines is None:
         raise Unavailable(unread["audit"])
     fresh = not settings.desk.exists() and not lines  # nothing has begun yet
-    opened = _findings(settings, keys, unread, checks)
+    opened, closed = _findings(settings, keys, unread, checks)
     first = next((one for one in checks if one.broken and not fresh), None)
     broken = f"{first.about}'s {first.name}: expected {first.expected}, got {first.got}" if first else ""
     if opened and not broken:
@@ -190,6 +191,7 @@ def examine(settings: Settings, *, user: str | None = None) -> Examined:
         "countersigned": len(marks),
         "until": marks[-1].n if marks else 0,
         "findings": [{**msgspec.structs.asdict(one), "key": one.key} for one in opened],
+        "findings_closed": closed,
         "broken": broken,
         "unread": unread,
     }
@@ -198,7 +200,7 @@ def examine(settings: Settings, *, user: str | None = None) -> Examined:
         text += "; the steward's countersigned heads could not be read: run as root or as its account"
     else:
         text += f"; {len(marks)} heads countersigned by the steward, the last at {marks[-1].n if marks else 0}"
-        text += "" if "findings" in unread else "; no open findings"
+        text += "" if "findings" in unread else f"; no open findings, {closed} put right so far"
     return Examined(broken=broken, text=text, data=data)
 
 
@@ -219,17 +221,17 @@ def _book(settings: Settings, keys: Keys, unread: dict[str, str], checks: list[C
     return book
 
 
-def _findings(settings: Settings, keys: Keys, unread: dict[str, str], checks: list[Check]) -> list[Finding]:
-    """What the steward found to differ and is still so, oldest first."""
+def _findings(settings: Settings, keys: Keys, unread: dict[str, str], checks: list[Check]) -> tuple[list[Finding], int]:
+    """What the steward found to differ and is still so, oldest first; and how many it found that are gone."""
     path = settings.desk / "findings.jsonl"
     if _closed(path):
         unread["findings"] = f"{path}: not readable for this user; run as root or as the steward's account"
-        return []
+        return [], 0
     try:
-        return open_findings(path, keys)
+        return open_findings(path, keys), sum(line.entry.act == "close" for line in whole_lines(path))
     except Broken as error:
         checks.append(Check(about="steward", name="findings", state=DIFFERS, expected="a whole chain", got=str(error)))
-        return []
+        return [], 0
 
 
 def _audit(

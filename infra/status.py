@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from truing.infra.calls import call
 from truing.infra.catalog import catalog
-from truing.infra.heartbeat import last_beat
+from truing.infra.heartbeat import age, last_beat
 from truing.infra.keys import keyring
+from truing.infra.pending import expiring, pending
+from truing.infra.preflight import reachable
 from truing.infra.processes import living, memory
+from truing.infra.programs import Program, socket_path
 from truing.infra.settings import Settings
 from truing.infra.stack import Stack
-from truing.tasks.errors import TruingError, Unavailable
+from truing.tasks.errors import DataError, Refused, TruingError, Unavailable
+from truing.tasks.policy import Policy
 
 LOCKS = "locks not separated: all parts run as one user; whoever can read {keys} can do anything"
 SEPARATED = "locks separated: each part runs under an account of its own"
@@ -28,45 +37,73 @@ def locks(settings: Settings) -> str:
 def status(settings: Settings, *, light: bool = False) -> dict[str, Any]:
     """Everything as plain data. A part that does not answer leaves its place None with the reason in `notes`.
 
-    `light` leaves out what needs the lake (ingest's lag), which costs half a second of imports.
+    `light` leaves out what needs the lake (ingest's lag), which costs half a second of imports. What can be asked at once is.
     """
     stack = Stack(settings)
     states = stack.states()
-    sizes = memory([state["pid"] for state in states.values() if state["pid"]])
-    parts = []
-    for part in stack.parts:
-        state = states.get(part.name)
-        beat = last_beat(settings, part.name)
-        pid = (state or {}).get("pid") or None
-        parts.append(
-            {
-                "part": part.name,
-                "state": state["statename"].lower() if state else "down",
-                "healthy": bool(state) and stack.healthy(part, state or {}),
-                "pid": pid,
-                "up_s": round(time.time() - state["start"]) if state and pid else None,
-                "memory_mb": round(sizes[pid] / 1e6) if pid in sizes else None,
-                "beat_s": round(time.time() - float(beat["at"]), 1) if beat else None,
-                "where": part.says,
-            }
-        )
-    up = bool(states)
     notes: list[str] = []
-    found: dict[str, Any] = {
-        "up": up,
-        "healthy": up and all(part["healthy"] for part in parts),
+    closed = not states and _supervisor_closed(settings)
+    if closed:
+        notes.append("parts: their supervisor answers root only; health is by what answers; run `truing status` as root")
+    up = bool(states) or closed
+    names = catalog(settings.problems)
+    with ThreadPoolExecutor(max_workers=8) as at_once:
+        parts = at_once.submit(_parts, settings, stack, states, closed)
+        problems = at_once.submit(_problems, settings, {name: policy for name, (_, policy) in names.items()}, notes, up)
+        lag = None if light or not up else at_once.submit(_guarded, notes, "lag", lambda: _lag(settings))
+        runs = at_once.submit(_guarded, notes, "runs", lambda: _runs(settings)) if up else None
+        findings = at_once.submit(_guarded, notes, "findings", lambda: _findings(settings))
+        disk = at_once.submit(_disk, settings)
+    shown = parts.result()
+    return {
+        "up": up and (not closed or any(part["healthy"] for part in shown)),
+        "healthy": bool(states) and all(part["healthy"] for part in shown),
         "data": str(settings.data),
-        "parts": parts,
-        "memory_mb": sum(part["memory_mb"] or 0 for part in parts),
-        "problems": [_problem(settings, name, notes, up=up) for name in catalog(settings.problems)],
-        "lag": None if light or not up else _guarded(notes, "lag", lambda: _lag(settings)),
-        "runs": _guarded(notes, "runs", lambda: _runs(settings)) if up else None,
-        "disk": _disk(settings),
+        "parts": shown,
+        "memory_mb": sum(part["memory_mb"] or 0 for part in shown),
+        "problems": problems.result(),
+        "findings": findings.result(),
+        "lag": lag.result() if lag else None,
+        "runs": runs.result() if runs else None,
+        "disk": disk.result(),
         "orphans": 0 if up else len(living(settings.data)),
         "locks": locks(settings),
         "notes": notes,
     }
-    return found
+
+
+def _parts(settings: Settings, stack: Stack, states: dict[str, dict[str, Any]], closed: bool) -> list[dict[str, Any]]:
+    """With `closed` the supervisor tells us nothing, and what answers or beats counts as running."""
+    sizes = memory([state["pid"] for state in states.values() if state["pid"]])
+
+    def one(part: Program) -> dict[str, Any]:
+        state = states.get(part.name)
+        beat = last_beat(settings, part.name)
+        pid = (state or {}).get("pid") or None
+        asked = state or ({"statename": "RUNNING", "pid": beat and beat["pid"]} if closed else None)
+        healthy = asked is not None and stack.healthy(part, asked)
+        return {
+            "part": part.name,
+            "state": state["statename"].lower() if state else "answers" if healthy else "down",
+            "healthy": healthy,
+            "pid": pid,
+            "up_s": round(time.time() - state["start"]) if state and pid else None,
+            "memory_mb": round(sizes[pid] / 1e6) if pid in sizes else None,
+            "beat_s": None if (since := age(beat)) is None else round(since, 1),
+            "where": part.says,
+        }
+
+    with ThreadPoolExecutor(max_workers=8) as at_once:
+        return list(at_once.map(one, stack.parts))
+
+
+def _supervisor_closed(settings: Settings) -> bool:
+    """It is there, and this user may not talk to it: accounts are separate, and it is root's."""
+    path = socket_path(settings)
+    try:
+        return path.exists() and not os.access(path, os.R_OK | os.W_OK)
+    except PermissionError:
+        return True
 
 
 def _guarded(notes: list[str], name: str, act: Any) -> Any:
@@ -77,44 +114,56 @@ def _guarded(notes: list[str], name: str, act: Any) -> Any:
         return None
 
 
-def _problem(settings: Settings, name: str, notes: list[str], *, up: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {"problem": name, "served": None, "champion": None, "anchor": None, "waiting": [], "frozen": None}
+def _problems(settings: Settings, policies: dict[str, Policy], notes: list[str], up: bool) -> list[dict[str, Any]]:
+    """Every problem: what serves, and what people have to know about it."""
+    nothing: dict[str, Any] = {
+        "served": None,
+        "champion": None,
+        "anchor": None,
+        "waiting": [],
+        "frozen": None,
+        "expiring": None,
+    }
     if not up:
-        return found
+        return [{"problem": name, **nothing} for name in policies]
     gateway = _guarded(notes, "gateway", lambda: call("GET", f"{settings.gateway_url}/status", timeout=3.0, ca=settings.tls.ca))
-    if isinstance(gateway, dict):
-        found["served"] = gateway.get("problems", {}).get(name)
-    registry = _guarded(notes, "registry", lambda: _registry(settings, name))
-    return found | (registry or {})
+    served = gateway.get("problems", {}) if isinstance(gateway, dict) else {}
+    found = _guarded(notes, "registry", lambda: _pending(settings, policies)) or {}
+    now = time.time()
+    return [
+        {"problem": name, **nothing, "served": served.get(name), "expiring": expiring(served.get(name), now)}
+        | found.get(name, {})
+        for name in policies
+    ]
 
 
-def _registry(settings: Settings, name: str) -> dict[str, Any]:
-    from truing.infra.logins import registry_as
-    from truing.tasks.errors import DataError
+def _pending(settings: Settings, policies: dict[str, Policy]) -> dict[str, dict[str, Any]]:
+    from truing.infra.evidence import visitor
 
-    registry = registry_as(settings, "trainer", timeout_s=5.0)
+    keys, registry = keyring(settings).public(), visitor(settings, timeout_s=5.0)
+    found: dict[str, dict[str, Any]] = {}
     try:
-        model = registry.model(name)
-        versions = registry.versions(name)
-    except DataError:  # no version yet
-        return {"versions": 0}
+        for name, policy in policies.items():
+            try:
+                found[name] = pending(settings, registry, name, policy, keys)
+            except (DataError, Refused):  # no version yet, which MLflow may call forbidden
+                found[name] = {"versions": 0}
     finally:
         registry.close()
-    champion = int(model.champion or 0)
-    waiting = [
-        {"version": one.version, "outcome": str(one.outcome or "undecided"), "reason": one.tags.get("verdict.reason", "")}
-        for one in versions
-        if one.number > champion and one.approval is None and str(one.outcome) != "block"
-    ]
-    proposed, accepted = model.tags.get("policy.proposed"), model.tags.get("policy.accepted")
-    return {
-        "champion": model.champion,
-        "anchor": model.anchor,
-        "frozen": model.frozen,
-        "versions": len(versions),
-        "waiting": waiting,
-        "policy": {"accepted": accepted, "proposed": proposed, "pending": bool(proposed) and proposed != accepted},
-    }
+    return found
+
+
+def _findings(settings: Settings) -> list[dict[str, Any]] | None:
+    """What the steward found to differ and is still so; None where this user can't see it."""
+    from truing.tasks.release.findings import open_findings
+
+    path = settings.desk / "findings.jsonl"
+    if settings.desk.exists() and not os.access(settings.desk, os.X_OK):
+        return None
+    if not path.exists():
+        return []
+    found = open_findings(path, keyring(settings).public())
+    return [{**msgspec.structs.asdict(one), "key": one.key} for one in found]
 
 
 def _lag(settings: Settings) -> dict[str, Any]:
@@ -125,6 +174,8 @@ def _lag(settings: Settings) -> dict[str, Any]:
     from truing.infra.broker import connection, quiet_client
     from truing.tasks.events.lake import Vault
 
+    if not reachable(settings.kafka.bootstrap, 1.0):  # the client would go on trying for half a minute
+        raise Unavailable(f"the broker at {settings.kafka.bootstrap}: expected its offsets, got no answer; see its log")
     quiet_client()
     topic = settings.kafka.topic
     try:
@@ -189,5 +240,9 @@ def _unix(text: str | None) -> float | None:
 def _disk(settings: Settings) -> dict[str, Any]:
     if not settings.data.exists():
         return {"used_mb": 0, "free_mb": None}
-    used = sum(path.stat().st_size for path in settings.data.rglob("*") if path.is_file() and not path.is_symlink())
+    used = 0
+    for folder, _, files in os.walk(settings.data):  # what vanishes meanwhile, or is closed to us, is not counted
+        for name in files:
+            with suppress(OSError):
+                used += os.lstat(os.path.join(folder, name)).st_size
     return {"used_mb": round(used / 1e6), "free_mb": round(shutil.disk_usage(settings.data).free / 1e6)}

@@ -8,7 +8,6 @@ import base64
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,11 @@ from truing.tasks.release.manifest import release_name, release_of
 
 HOUR = 3600.0
 PROBLEM = "adult"
+VERSIONS = {"1": Outcome.INCONCLUSIVE, "2": Outcome.PASS, "3": Outcome.PASS, "4": Outcome.BLOCK}
 
 
 class Folder:
-    """Versions 1 and 2 released, 3 judged and waiting. `text` gives an envelope as a tag holds it."""
+    """Versions 1 and 2 released, 3 judged and waiting, 4 blocked."""
 
     def __init__(self, settings: Settings, policy: Policy, template: Path, *, now: float | None = None) -> None:
         self.settings, self.policy, self.now = settings, policy, time.time() if now is None else now
@@ -42,10 +42,10 @@ class Folder:
         self.book = open_book(settings.desk / "book.jsonl", key=lambda: self.ring.read("release"), keys=self.ring.public())
         self.note("approver", "policy", {"policy": policy.digest})
         self.model_tag("policy.accepted", policy.digest)
-        for version in ("1", "2", "3"):
+        for version, outcome in VERSIONS.items():
             self.register(version)
-            self.judge(version, Outcome.INCONCLUSIVE if version == "1" else Outcome.PASS)
-            if version != "3":
+            self.judge(version, outcome)
+            if version in ("1", "2"):
                 self.approve(version)
                 self.release(version)
         self.head()
@@ -65,13 +65,13 @@ class Folder:
         payload = self.payload(version)
         verdict = Verdict(
             problem=PROBLEM, outcome=outcome, clauses=(), candidate=payload, evaluation="e" * 64, policy=self.policy.digest,
-            dataset="d" * 64, champion=None, look=1, at=self.now - 5 * HOUR, key="gate", reason="because",
+            dataset="d" * 64, champion=None, look=1, at=self.now - 5 * HOUR, key="gate", reason=f"{outcome} because",
         )  # fmt: skip
         envelope = seal.sign(verdict, seal.VERDICT_TYPE, self.ring.read("gate"))
         judged = self.book.add_verdict(envelope, at=self.now, version=version)
         self.book.finish(judged, at=self.now)
         self.note("steward", "verdict", {"version": version, "envelope": text(envelope)})
-        self.tag(version, verdict=text(envelope), **{"verdict.outcome": str(outcome), "verdict.reason": "because"})
+        self.tag(version, verdict=text(envelope), **{"verdict.outcome": str(outcome), "verdict.reason": verdict.reason})
         self.verdicts[version] = verdict
 
     def approve(self, version: str, *, decision: str = "approved", expires: float | None = None, **more: Any) -> Approval:
@@ -99,6 +99,7 @@ class Folder:
         self.book.finish(self.book.add_release(envelope, audit=len(self.lines), at=self.now), at=self.now)
         self.note("steward", "release", {"version": version, "envelope": text(envelope)})
         self.tag(version, release=text(envelope), **{f"release.{release.sequence}": text(envelope)})
+        self.note("steward", "champion", {"version": version})
         self.serve(release, text(envelope), version)
         return release
 
@@ -165,13 +166,13 @@ class Folder:
 
 
 def template(folder: Path) -> Path:
-    """MLflow's store with the model and three empty versions, written by MLflow itself."""
+    """MLflow's store with the model and its versions, empty, written by MLflow itself."""
     from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 
     folder.mkdir(parents=True, exist_ok=True)
     store = SqlAlchemyStore(f"sqlite:///{folder / 'mlflow.db'}")
     store.create_registered_model(PROBLEM)
-    for version in ("1", "2", "3"):
+    for version in VERSIONS:
         store.create_model_version(PROBLEM, f"mlflow-artifacts:/1/models/m-{version}/artifacts")
     store.engine.dispose()
     return folder
@@ -188,6 +189,3 @@ def inside(envelope: str, **changed: Any) -> str:
     outer = msgspec.json.decode(envelope, type=dict[str, Any])
     record = msgspec.json.decode(base64.b64decode(outer["payload"])) | changed
     return text(outer | {"payload": base64.b64encode(seal.canonical(record)).decode()})
-
-
-Make = Callable[..., Folder]

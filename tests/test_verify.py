@@ -62,6 +62,7 @@ def test_every_version_is_checked_and_says_what_it_is(truing: Any) -> None:
     assert found["version 2", "release"]["note"] == "2, signed, promote"
     assert found["version 3", "approval"]["note"] == "not decided yet"
     assert found["version 3", "release"]["note"] == "never released"
+    assert found["version 4", "verdict"]["note"] == "block, signed"
 
 
 def forged(folder: Folder, version: str, tag: str, kind: str, **changed: Any) -> str:
@@ -212,7 +213,7 @@ def test_a_gateway_that_went_further_or_lags_is_found(folder: Folder, truing: An
 
 def test_an_unknown_version_is_one_line(truing: Any) -> None:
     code, out, err = truing("verify", "9")
-    assert (code, out) == (2, "") and err == "truing verify: adult: expected one of the versions 1, 2, 3, got 9; name one\n"
+    assert (code, out) == (2, "") and err == "truing verify: adult: expected one of the versions 1, 2, 3, 4, got 9; name one\n"
 
 
 # --- audit --------------------------------------------------------------------------------------------------------------------
@@ -223,7 +224,7 @@ def test_a_whole_audit_says_how_far_it_was_countersigned(folder: Folder, truing:
     n = len(folder.lines)
     assert code == 0 and out == (
         f"audit whole: {n} records, chained and signed; 1 heads countersigned by the steward, the last at {n}; "
-        "no open findings\n"
+        "no open findings, 0 put right so far\n"
     ), err
 
 
@@ -240,7 +241,8 @@ def test_an_open_finding_is_the_first_break_and_a_closed_one_is_none(folder: Fol
     assert err == "truing audit: finding adult/champion: expected 2, got 1 (1 open; see `truing status`)\n"
     assert json.loads(truing("audit", "verify", "--json")[1])["findings"][0]["got"] == "1"
     findings.settle([], looked=lambda each: True, at=folder.now)
-    assert truing("audit", "verify")[0] == 0
+    code, out, _ = truing("audit", "verify")
+    assert code == 0 and out.endswith("no open findings, 1 put right so far\n")
     findings.close()
 
 

@@ -77,6 +77,7 @@ def opened(args: argparse.Namespace, settings: Settings) -> tuple[str, Policy, R
 
 def do_decide(args: argparse.Namespace, settings: Settings) -> int:
     problem, policy, registry = opened(args, settings)
+    before = _sequence(settings, registry, problem) if args.wait else 0
     act = {"approve": registry.approve, "reject": registry.reject}[args.verb]
     version = act(problem, args.version, args.reason)
     by, wanted, ends = _persons(settings, version, policy)
@@ -96,8 +97,10 @@ def do_decide(args: argparse.Namespace, settings: Settings) -> int:
         text += f"; {len(by)} of {wanted} approvals: another approver has to"
     elif ends is not None:
         text += f"; it ends {ahead(ends, time.time())}, and nothing serves under it after that"
+    elif args.verb == "reject" and version.release is not None:
+        text += "; it was released already: if it serves, `truing revoke` takes it back"
     if args.wait and wanted <= len(by):
-        _until(args.wait, f"version {version.version} to be released", lambda: registry.champion(problem) == version.version)
+        _until(args.wait, f"version {version.version} to be released", lambda: _sequence(settings, registry, problem) > before)
         found["released"] = True
         text += ", released"
     result(found, text, as_json=args.json)

@@ -134,7 +134,7 @@ def prove_version(seen: Evidence, version: Version, *, now: float) -> list[Check
         elif got != payload:
             say("files", DIFFERS, _short(payload), _short(got))
         else:
-            say("files", OK, note=f"{len(held)} files, {sum(map(len, held.values())) / 1e6:.1f} MB, {_short(got)}")
+            say("files", OK, note=f"{len(held)} files, {sum(map(len, held.values())) / 1e3:,.0f} kB, {_short(got)}")
     checks += _verdict(seen, version, payload, release, about)
     checks += _approval(seen, version, release, about, now)
     if release is not None:
@@ -193,7 +193,8 @@ def _approval(seen: Evidence, version: Version, release: Release | None, about: 
         serves = seen.issued()[-1] == release and release.cause is not Cause.WITHDRAW
         if serves and current is not None and current.decision == "revoked":
             return said(DIFFERS, "an approval that stands", f"{_told(current, now)}; the steward takes it back")
-        return said(OK, note=f"{_told(named, now)}, named by the release")
+        since = "" if current is None or current == named else f"; {_told(current, now)} since"
+        return said(OK, note=f"{_told(named, now)}, named by the release{since}")
     for text in seen.standing:
         standing = open_envelope(text, Standing, STANDING_TYPE, seen.keys.registry)
         if isinstance(standing, Standing) and digest(standing) == release.approval:
@@ -338,7 +339,15 @@ def _told(approval: Approval, now: float) -> str:
 
 def _days(at: float, now: float) -> str:
     gap = abs(at - now)
-    length = f"{gap / 60:.0f} min" if gap < 7200 else f"{gap / 3600:.0f} h" if gap < 172_800 else f"{gap / 86_400:.0f} days"
+    length = (
+        f"{gap:.0f} s"
+        if gap < 120
+        else f"{gap / 60:.0f} min"
+        if gap < 7200
+        else f"{gap / 3600:.0f} h"
+        if gap < 172_800
+        else f"{gap / 86_400:.0f} days"
+    )
     return f"in {length}" if at > now else f"{length} ago"
 
 
