@@ -18,6 +18,7 @@ from truing.tasks.policy import Policy, load_policy
 from truing.tasks.problem import Problem, load_problem
 
 if TYPE_CHECKING:
+    from guarded import World
     from serving import Bench
 
     from truing.infra.stack import Stack
@@ -58,6 +59,16 @@ def adult() -> list[dict[str, Any]]:
     from truing.flows.demo.adult import read_adult
 
     return read_adult()
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """The registry behind its guard, once a session. Tests make problems of their own in it and leave it running."""
+    from guarded import problems_with_two_eyes, serving
+
+    problems = problems_with_two_eyes(tmp_path_factory.mktemp("problems"))
+    with serving(tmp_path_factory.mktemp("registry"), problems=problems) as world:
+        yield world
 
 
 @pytest.fixture(scope="session")

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
-import socket
-import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
+from guarded import NAMES, POLICY, World, free_port, mlflow_refusal, refused
 
 from truing.infra import settings as settings_module
-from truing.infra.keys import Keyring
 from truing.infra.registry_guard import audit as audit_log
 from truing.infra.registry_guard.acts import looks_like_champion
 from truing.infra.registry_guard.routes import CLOSED, NATIVE_CLOSED, NATIVE_OURS, NATIVE_READS, READS, RULED
@@ -37,10 +31,8 @@ from truing.tasks.records import (
     Release,
     Verdict,
 )
-from truing.tasks.release.acts import Acts, Docket
-from truing.tasks.release.audit import Broken, follow, verify
-from truing.tasks.release.promotion import plan_promotion, plan_rollback
-from truing.tasks.release.proof import statements
+from truing.tasks.release.audit import Broken, verify
+from truing.tasks.release.promotion import plan_rollback
 from truing.tasks.release.registry import Registry
 from truing.tasks.seal import (
     APPROVAL_TYPE,
@@ -57,197 +49,11 @@ from truing.tasks.seal import (
 )
 
 pytestmark = pytest.mark.services
-POLICY = "ab" * 32
-NAMES = (f"p{n}" for n in itertools.count(1))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class World:
-    """A running registry, and every login at hand."""
-
-    def __init__(self, data: Path, url: str, keyring: Keyring) -> None:
-        self.data, self.url, self.keyring = data, url, keyring
-        self.users = {
-            u: Registry(url, u, keyring.password(u)) for u in ("trainer", "steward", "approver", "approver2", "admin")
-        }
-        self.trainer, self.steward, self.approver = (self.users[u] for u in ("trainer", "steward", "approver"))
-        self.keys = keyring.public()
-        self.counter = itertools.count()
-        self._standing: dict[Outcome, tuple[str, str]] = {}
-
-    def http(self, user: str) -> httpx.Client:
-        return httpx.Client(base_url=self.url, auth=(user, self.keyring.password(user)), trust_env=False, timeout=30)
-
-    @contextmanager
-    def mlflow(self, user: str) -> Iterator[Any]:
-        """MLflow's own client, logged in."""
-        import mlflow
-
-        names = {
-            "MLFLOW_TRACKING_USERNAME": user,
-            "MLFLOW_TRACKING_PASSWORD": self.keyring.password(user),
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        }
-        os.environ.update(names)
-        mlflow.set_tracking_uri(self.url)
-        mlflow.set_registry_uri(self.url)
-        try:
-            yield mlflow.MlflowClient(self.url, self.url)
-        finally:
-            for name in names:
-                os.environ.pop(name, None)
-
-    def problem(self) -> str:
-        """A fresh problem whose policy is accepted."""
-        name = next(NAMES)
-        self.steward.propose_policy(name, POLICY)
-        self.approver.accept_policy(name)
-        return name
-
-    def candidate(self, problem: str, parent: str | None = None) -> tuple[str, dict[str, bytes]]:
-        files = {"model.json": b'{"n": %d}' % next(self.counter), "deep/weights.safetensors": os.urandom(2000)}
-        made = Candidate(
-            problem=problem, payload=tree_digest(files), parent=parent, base="base", code="0.1", kind="tabular",
-            dataset="dd" * 32, trial=None, seed=1, origin="fast", registered=1.0, rows=120,
-        )  # fmt: skip
-        return self.trainer.register(problem, files, made), files
-
-    def verdict(self, problem: str, version: str, outcome: Outcome, **changes: Any) -> Verdict:
-        reason = {
-            Outcome.BLOCK: "women's TPR fell 12.1 points (7.3 to 16.9)",
-            Outcome.INCONCLUSIVE: "no champion",
-            Outcome.PASS: "",
-        }[outcome]
-        payload = self.steward.version(problem, version).payload or ""
-        champion = self.steward.champion(problem)
-        fields: dict[str, Any] = {
-            "problem": problem, "outcome": outcome, "clauses": (), "candidate": payload, "evaluation": "ee" * 32,
-            "policy": POLICY, "dataset": "dd" * 32, "look": 1, "at": time.time(), "key": "gate", "reason": reason,
-            "champion": self.steward.version(problem, champion).payload if champion else None,
-        }  # fmt: skip
-        return Verdict(**(fields | changes))
-
-    def judge(self, problem: str, version: str, outcome: Outcome, **changes: Any) -> Verdict:
-        """The verdict alone; `attach_verdict` with all that goes with it has its own test."""
-        verdict = self.verdict(problem, version, outcome, **changes)
-        envelope = sign(verdict, VERDICT_TYPE, self.keyring.read("gate"))
-        self.steward.set_tag(problem, version, "verdict", canonical(envelope).decode())
-        return verdict
-
-    def judged(self, outcome: Outcome) -> tuple[str, str]:
-        problem = self.problem()
-        version, _ = self.candidate(problem)
-        self.judge(problem, version, outcome)
-        return problem, version
-
-    def standing(self, outcome: Outcome) -> tuple[str, str]:
-        """A judged version for tests that leave it as it is."""
-        if outcome not in self._standing:
-            self._standing[outcome] = self.judged(outcome)
-        return self._standing[outcome]
-
-    def release(self, problem: str, version: str) -> Release:
-        """What the steward does."""
-        docket, past = self.docket(problem), self.past(problem)
-        registered, decision = docket.versions[version], docket.decision(version)
-        facts = Facts(
-            problem=problem, version=version, payload=registered.payload, verdict=docket.verdicts.get(version),
-            approval=decision.envelope if decision else None, policy=docket.policy, trainer=registered.trainer,
-            frozen=docket.frozen, override=2, standing=docket.standing.envelope if docket.standing else None,
-            champion=past[-1].payload if past else None,
-        )  # fmt: skip
-        plan = plan_promotion(facts, past=past, keys=self.keys, environment={"name": "test"}, now=time.time())
-        assert isinstance(plan, Release), plan
-        self.attach(plan)
-        self.steward.move_champion(problem, version)
-        return plan
-
-    def attach(self, release: Release) -> None:
-        self.steward.attach_release(release.problem, release.version, sign(release, RELEASE_TYPE, self.keyring.read("release")))
-
-    def docket(self, problem: str) -> Docket:
-        """What the audit says of a problem, checked, as the steward sees it over HTTP."""
-        acts = Acts(self.keys.registry)
-        for line in follow(self.steward.rest.audit(0), keys=self.keys.registry):
-            acts.apply(line)
-        return acts.of(problem)
-
-    def past(self, problem: str) -> list[Release]:
-        return statements(self.docket(problem), self.keys)
-
-    def released(self) -> tuple[str, str]:
-        problem, version = self.judged(Outcome.INCONCLUSIVE)
-        self.approver.approve(problem, version, "first release, seen by hand")
-        self.release(problem, version)
-        return problem, version
-
-    def behind(self, statement: str, *values: Any, base: str = "mlflow.db") -> None:
-        """An edit in the database, past the guard."""
-        with sqlite3.connect(self.data / "registry" / base, timeout=20) as connection:
-            connection.execute(statement, values)
-        connection.close()
-
-    def put(self, problem: str, version: str, key: str, value: str) -> None:
-        """A version's tag, written into the database."""
-        self.behind(
-            "insert or replace into model_version_tags (workspace, name, version, key, value) values ('default', ?, ?, ?, ?)",
-            problem, int(version), key, value,
-        )  # fmt: skip
-
-    def put_model(self, problem: str, key: str, value: str) -> None:
-        self.behind(
-            "insert or replace into registered_model_tags (workspace, name, key, value) values ('default', ?, ?, ?)",
-            problem, key, value,
-        )  # fmt: skip
-
-    def audit(self) -> list[audit_log.Line]:
-        return list(audit_log.read(self.data / "guard" / "audit.jsonl"))
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    data = tmp_path_factory.mktemp("registry")
-    keyring = Keyring(data / "keys")
-    keyring.create([])
-    port = free_port()
-    log = (data / "server.log").open("wb")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "--factory", "truing.infra.registry_guard.app:create_app",
-         "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"],
-        env=settings_module.child_environment(Settings(data=data)), cwd=data, stdout=log, stderr=log,
-    )  # fmt: skip
-    made = World(data, f"http://127.0.0.1:{port}", keyring)
-    try:
-        made.trainer.wait(120)
-        yield made
-    finally:
-        server.terminate()
-        server.wait(20)
-        log.close()
-        for registry in made.users.values():
-            registry.close()
-
-
-def refused(answer: httpx.Response) -> str:
-    assert answer.status_code == 403, (answer.status_code, answer.text)
-    body = answer.json()
-    assert body["error_code"] == "PERMISSION_DENIED"
-    assert "\n" not in body["message"]
-    return str(body["message"])
-
-
-def mlflow_refusal(act: Any) -> str:
-    from mlflow.exceptions import RestException
-
-    with pytest.raises(RestException) as caught:
-        act()
-    assert caught.value.error_code == "PERMISSION_DENIED"
-    return str(caught.value)
+def world(registry: World) -> World:
+    return registry
 
 
 # --- champion -----------------------------------------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ def guarded(settings: Settings, keyring: Keyring) -> tuple[Any, Guard]:
         wall(files)
         app = mlflow_app()
         environment.forget()
+        environment.silence()
         synchronise(keyring.logins())
         guard = Guard(files, keyring, settings.problems, audit, ledger)
     except SQLAlchemyError as error:

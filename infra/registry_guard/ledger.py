@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from truing.tasks.records import Cause, Record, Release
+from truing.tasks.records import Cause, Release
 from truing.tasks.release import acts
 from truing.tasks.release.acts import Acts, Docket
 from truing.tasks.release.audit import Line
@@ -19,13 +19,8 @@ PROPOSAL = "proposal"  # problem, policy
 CHAMPION = "champion"  # problem, version
 REASON = "reason"  # problem, version (or ""), key, text
 SHOWN = "shown"  # problem, version, key (a tag, or `description`), mark (sha256 of its text)
-HEAD = "head"  # problem, sequence, at
+HEAD = "head"  # problem, sequence, audit (how far it goes)
 FOLDER = "folder"  # a fact of acts.VERSION: where the bytes lie below the artifact root
-
-
-class HeadSeen(Record, frozen=True):
-    sequence: int
-    at: float
 
 
 class Ledger:
@@ -36,7 +31,7 @@ class Ledger:
         self.acts = Acts(keys().registry)
         self.folders: set[str] = set()
         self.proposed: dict[str, str] = {}
-        self.heads: dict[str, HeadSeen] = {}
+        self.heads: dict[str, tuple[int, int]] = {}
         self.frozen_at: dict[str, float] = {}
         self.requests: dict[str, tuple[str, str]] = {}  # digest of a rollback request's line → problem, version
         self._champions: dict[str, str] = {}
@@ -74,7 +69,7 @@ class Ledger:
             case "shown":
                 self._shown.setdefault((problem, version), {})[facts["key"]] = facts["mark"]
             case "head":
-                self.heads[problem] = HeadSeen(sequence=int(facts["sequence"]), at=float(facts["at"]))
+                self.heads[problem] = int(facts["sequence"]), int(facts["audit"])
 
     # --- asking
     def champion(self, problem: str) -> str | None:

@@ -139,12 +139,13 @@ class Models:
             return head
         if head.problem != problem:
             return Refusal(code="head.other", reason=f"the head is about {head.problem}", remedy="attach it there")
-        before = self._ground.ledger.heads.get(problem)
-        if before and (head.sequence, head.at) < (before.sequence, before.at):
+        before = self._ground.ledger.heads.get(problem, (0, 0))
+        if (head.sequence, head.audit) < before:  # never by clocks: one that was set back would end the heads
             return Refusal(
                 code="head.older",
-                reason=f"a head of release {before.sequence} stands, this one is of release {head.sequence}",
+                reason=f"a head of release {before[0]} at audit record {before[1]} stands, this one is of {head.sequence} at "
+                f"{head.audit}",
                 remedy="sign a new one",
             )
-        act.found["head"] = {"sequence": str(head.sequence), "at": repr(head.at)}
+        act.found["head"] = {"sequence": str(head.sequence), "audit": str(head.audit)}
         return None
