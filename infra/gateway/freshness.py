@@ -13,6 +13,7 @@ from truing.tasks.records import Head, Refusal, Release
 
 EVERY_S = 30.0  # how often what stands is compared with the head
 MOVING_S = 10.0  # the head is signed before `champion` moves: so long it may be ahead
+SILENT_S = 120.0  # after a start the last head may have run out: so long the steward may take for the next
 _RESTORE = "see `truing audit verify`, then restore the registry or release again"
 
 
@@ -51,13 +52,14 @@ class Freshness:
         if now < self._due and floor == self._floor:
             return False
         before, self._floor = self.said, floor
-        wrong = self._wrong(floor, seal.open_head(ask() or None, problem, keys=keys, now=now))
+        head = seal.open_head(ask() or None, problem, keys=keys, now=now)
+        wrong = self._wrong(floor, head)
         if wrong is None:
             self.said, self._since, self._due = None, None, now + EVERY_S
             return before is not None
         self._since = now if self._since is None else self._since
         self._due = now + MOVING_S / 4
-        if now - self._since >= MOVING_S:
+        if now - self._since >= (SILENT_S if isinstance(head, Refusal) else MOVING_S):
             self.said = wrong
         return self.said != before
 

@@ -27,7 +27,6 @@ from truing.tasks.problem import Problem
 from truing.tasks.records import Cause, Refusal, Release
 
 RETRY_S = 10.0  # a refused statement is looked at again after this long: bytes may have been restored
-HEAD_RETRY_S = 1.0  # the same, while only a fresh head is missing
 
 
 class Loader:
@@ -142,7 +141,7 @@ class Loader:
         if before is None:
             refusal = outdated(self._shelf.head(problem), release, keys=keys, now=self._clock())
             if refusal is not None:
-                return self._refuse(problem, str(refusal), shown, retry_s=HEAD_RETRY_S)
+                return self._refuse(problem, str(refusal))  # without `shown`: the next look asks again
         state = State(
             floor=release.sequence, statement=statement, version=shown.version, payload=release.payload, envelope=shown.release
         )
@@ -218,11 +217,11 @@ class Loader:
             shown, look.served, look.current = look.current, None, None
             self._refuse(problem, str(release), shown)
 
-    def _refuse(self, problem: str, why: str, shown: Shown | None = None, *, retry_s: float = RETRY_S) -> bool:
+    def _refuse(self, problem: str, why: str, shown: Shown | None = None) -> bool:
         look = self._looks[problem]
         if look.refusal != why:
             self._log(f"{problem}: not served: {why}")
-        look.refusal, look.refused, look.again = why, shown, self._clock() + retry_s
+        look.refusal, look.refused, look.again = why, shown, self._clock() + RETRY_S
         return False
 
     def _run(self) -> None:
