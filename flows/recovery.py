@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 def recover(book: Book, registry: Registry, lake: Lake, docket: Docket, problem: str, *, now: float) -> int:
     """Take back every statement of ours that the audit or MLflow still shows; how many were missing. Raises Unavailable.
 
-    Numbers in the newest head, and for a book that is new in the lake's record, raise the floor: the statements they belong to
-    may be gone. The lake is written by trainers, so a number is all that is taken from there.
+    Verdicts come from the audit alone, which knows the last one on each version: an older one may stand in any tag. The number
+    in the newest head, and for a new book the highest in the lake's record, raise the floor: their statements may be gone. The
+    lake is written by trainers, so a number is all that is taken from there.
     """
     found = 0
     for one in sorted(docket.released.values(), key=lambda each: each.sequence):
         found += book.adopt(one.envelope, problem=problem, audit=one.n, at=now)
+    for version, envelope in docket.verdicts.items():
+        found += book.adopt_verdict(envelope, problem=problem, version=version, at=now)
     book.raise_floor(problem, max(docket.released, default=0), at=now)
     try:
         tags, texts = _shown(registry, problem)

@@ -132,7 +132,7 @@ class Rounds:
                 self.registry.attach_release(problem, version, issued.envelope, newest=issued is own[-1], seen=seen)
         elif part == "verdict" and seen is not None:
             judged = self.book.verdict(problem, docket.versions[version].payload)
-            if judged is not None and judged.version == version:
+            if judged is not None and judged.version == version and judged.run:
                 self.registry.show_verdict(
                     problem, version, judged.envelope,
                     description=judged.description, indicators=judged.indicators, run=judged.run, seen=seen,

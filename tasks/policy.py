@@ -117,6 +117,6 @@ def load_policy(folder: Path, problem: Problem) -> Policy:
     seconds(policy.approvals.inconclusive_expires)
     if policy.approvals.block_persons not in (0, *range(2, 10)):
         raise ProblemError(
-            f"{path}: approvals.block_persons: expected 0 (never) or 2 to 9, got {policy.approvals.block_persons}; one is too few"
+            f"{path}: approvals.block_persons: expected 0 (never) or 2 to 9, got {policy.approvals.block_persons}; choose one"
         )
     return policy

@@ -161,6 +161,23 @@ def test_a_lost_book_takes_back_what_it_signed_and_nothing_else(tmp_path: Path) 
     assert book.unfinished("adult") == [], "it was out long ago"
 
 
+def test_a_verdict_comes_back_once_and_never_over_a_later_one(tmp_path: Path) -> None:
+    path = tmp_path / "book.jsonl"
+    book = opened(path)
+    first, second = text(verdict()), text(verdict(look=2))
+    assert book.adopt_verdict(first, problem="adult", version="4", at=NOW)
+    found = book.verdict("adult", "a" * 64)
+    assert found is not None
+    assert (found.version, found.run, found.heads_only, book.unfinished("adult")) == ("4", "", False, [])
+    book.add_verdict(verdict(look=2), at=NOW, version="4", run="r")
+    assert not book.adopt_verdict(first, problem="adult", version="4", at=NOW), "the later one was not shown yet"
+    assert not book.adopt_verdict(second, problem="other", version="4", at=NOW)
+    book.close()
+    found = opened(path).verdict("adult", "a" * 64)
+    assert found is not None
+    assert found.verdict.look == 2
+
+
 def test_the_floor_only_rises_and_stays_within_reason(tmp_path: Path) -> None:
     book = opened(tmp_path / "book.jsonl")
     for sequence, floor in ((5, 5), (3, 5), (HIGHEST, 5), (7, 7)):

@@ -74,10 +74,12 @@ class Ledger:
     # --- asking
     def champion(self, problem: str) -> str | None:
         """The version that serves, by the steward's last move; None if none does, or what served was withdrawn."""
-        newest = self.of(problem).released.get(self.newest(problem))
-        opened = open_envelope(newest.envelope, Release, RELEASE_TYPE, self.keys().release) if newest else None
-        withdrawn = isinstance(opened, Release) and opened.cause is Cause.WITHDRAW
-        return None if withdrawn else self._champions.get(problem)
+        moved = self._champions.get(problem)
+        newest = (
+            self.release_of(problem, moved) if moved else None
+        )  # its own: the next release is attached before the alias moves
+        opened = open_envelope(newest, Release, RELEASE_TYPE, self.keys().release) if newest else None
+        return None if isinstance(opened, Release) and opened.cause is Cause.WITHDRAW else moved
 
     def reason(self, user: str, problem: str, key: str, version: str = "") -> str:
         """What this person gave as reason since the last act of that kind; a reason counts once, and only its giver's."""

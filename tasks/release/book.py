@@ -5,9 +5,10 @@ the book, on the disk, before anybody else sees it; so whatever carries a signat
 is not the newest one. Then `adopt` takes such statements back in, from the audit and from MLflow's tags, checked by signature,
 and `raise_floor` keeps the sequence above every number that was ever seen.
 
-A book that is lost is made anew that way. What is lost with it: verdicts (every open version is judged again, on a fresh look,
-and has to be approved again), how far the audit was countersigned (a cut of its tail before that moment shows no more), and
-announcements still due. Nothing that was replaced comes back by that, and no sequence is given twice.
+A book that is lost is made anew that way, with the last verdict on each version as the audit holds it. What is lost with it:
+descriptions and how far a candidate drifts (a standing approval then covers it no more), verdicts that were not shown yet (they
+are made again), how far the audit was countersigned (a cut of its tail before that moment shows no more), and announcements
+still due. Nothing that was replaced comes back by that, and no sequence is given twice.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ HIGHEST = 2**31  # a number above this is no sequence of ours: the lake, where t
 
 
 class Judged(Record, frozen=True):
-    """A verdict with what people see of it, and what a standing approval asks about its candidate.
+    """A verdict with what people see of it, and what a standing approval asks about its candidate. `run` is "" if that is lost.
 
     `drift` is the share (0..1) of holdout rows answered differently from the anchor `anchor` (a payload digest), None without
     one. `heads_only`: fast learner, on the very base of the champion it was judged against.
@@ -69,6 +70,7 @@ class Book:
         self._floors: dict[str, int] = {}
         self._marks: dict[int, str] = {}
         self._done: set[int] = set()
+        self._given: set[str] = set()  # digests of all verdicts that were ever booked
         self.last_at = 0.0
         self.fresh = chain is not None and not chain.mark.n
         for line in chain.take() if chain else ():
@@ -148,6 +150,15 @@ class Book:
         self.finish(self._issued[problem][release.sequence], at=at)
         return True
 
+    def adopt_verdict(self, envelope: str, *, problem: str, version: str, at: float) -> bool:
+        """Take in the verdict that the audit holds as the last one. False if it was booked before, or is not signed by us."""
+        verdict = open_envelope(envelope, Verdict, VERDICT_TYPE, self.keys.gate)
+        if isinstance(verdict, Refusal) or verdict.problem != problem or digest(verdict) in self._given:
+            return False
+        self._add("verdict", f"{problem}/{version}", envelope, at, version=version)
+        self.finish(self._judged[problem, verdict.candidate], at=at)
+        return True
+
     def raise_floor(self, problem: str, sequence: int, *, at: float) -> None:
         """No release of the problem gets this number or a lower one."""
         if self.floor(problem) < sequence < HIGHEST:
@@ -167,6 +178,7 @@ class Book:
                 verdict = open_envelope(facts["envelope"], Verdict, VERDICT_TYPE, self.keys.gate)
                 if not isinstance(verdict, Refusal):
                     self._judged[verdict.problem, verdict.candidate] = _judged(verdict, line)
+                    self._given.add(digest(verdict))
             case "release":
                 release = open_envelope(facts["envelope"], Release, RELEASE_TYPE, self.keys.release)
                 if not isinstance(release, Refusal):

@@ -124,6 +124,8 @@ def _of_version(pen: _Pen, version: Version, docket: Docket, book: Book) -> Iter
     if judged in book.unfinished(pen.problem):
         return
     yield from pen.differ(name, "verdict", "the verdict", judged.envelope, version.verdict)
+    if not judged.run:  # the book was lost meanwhile, and with it what was shown
+        return
     yield from pen.differ(name, "verdict.shown", "the verdict as shown", shown(judged), shown_on(version))
     yield from pen.differ(name, "description", "the description", judged.description, version.description)
     candidate = digest_bytes(tags["candidate"].encode()) if "candidate" in tags else None
