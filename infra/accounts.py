@@ -128,8 +128,8 @@ def _hand_over(settings: Settings, parts: Iterable[str]) -> None:
     for folder, name in own.items():
         _own(folder, _user(settings, name), 0o700)
     for part in parts:
-        for folder in (settings.place(part), settings.scratch(part)):
-            _own(folder, _user(settings, office(part)), 0o700)
+        _own(settings.place(part), _user(settings, office(part)), 0o755)  # whoever likes may see its sign of life
+        _own(settings.scratch(part), _user(settings, office(part)), 0o700)
     keeper, lake = _user(settings, "ingest"), _lake(settings)
     _own(settings.vault, keeper, 0o2750, group=_vault(settings))
     _own(settings.lake, keeper, 0o2770, group=lake)

@@ -262,14 +262,18 @@ def _plain(path: Path) -> bytes:
 
 
 def _draft(path: Path, data: bytes, mode: int) -> Path:
+    """The data on the disk beside `path`, whole, or nothing: a full disk leaves no half key."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        os.fchmod(handle, mode)
-        os.write(handle, data)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, mode)
+            file.write(data)
+            file.flush()
+            os.fsync(handle)
+    except BaseException:
+        draft.unlink()
+        raise
     return draft
 
 
@@ -277,6 +281,15 @@ def _replace(path: Path, data: bytes) -> None:
     """One move, and the new file belongs to whom the old one (or its folder) belonged."""
     facts = (path if path.exists() else path.parent).lstat()
     draft = _draft(path, data, 0o644 if path.suffix == ".pub" else 0o600)
-    if os.geteuid() == 0:
-        os.chown(draft, facts.st_uid, facts.st_gid)
-    draft.replace(path)
+    try:
+        if os.geteuid() == 0:
+            os.chown(draft, facts.st_uid, facts.st_gid)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)  # on the disk before the next: a key must not outlive its public half
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 
 from truing.infra.calls import call
-from truing.infra.heartbeat import last_beat
+from truing.infra.heartbeat import age, last_beat
 from truing.infra.programs import Program, environment, own, programs
 from truing.infra.settings import Settings, current
 from truing.infra.stack import BEAT_S
@@ -47,14 +46,17 @@ def become(settings: Settings, part: Program) -> None:
         raise Unavailable(f"{part.name}: expected to start {words[0]}, got: {error.strerror}; check the installation") from None
 
 
-def check_health(settings: Settings, part: Program, *, now: float) -> None:
-    """Raises Unavailable, in one line, unless the part answers (servers) or has lately said that it lives (the others)."""
+def check_health(settings: Settings, part: Program, *, steady: float | None = None) -> None:
+    """Raises Unavailable, in one line, unless the part answers (servers) or has lately said that it lives (the others).
+
+    `steady` is `heartbeat.uptime()`.
+    """
     if part.url is not None:
         call("GET", part.url, timeout=2.0, ca=settings.tls.ca)
         return
-    beat = last_beat(settings, part.name)
-    if beat is None or now - float(beat["at"]) > BEAT_S:
-        said = "none" if beat is None else f"the last {now - float(beat['at']):.0f} s ago"
+    since = age(last_beat(settings, part.name), steady=steady)
+    if since is None or since > BEAT_S:
+        said = "none" if since is None else f"the last {since:.0f} s ago"
         raise Unavailable(f"{part.name}: expected a sign of life within {BEAT_S:.0f} s, got {said}; see its log")
 
 
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         settings = current()
         part = chosen(settings, name)
         if options:
-            check_health(settings, part, now=time.time())
+            check_health(settings, part)
         else:
             become(settings, part)
     except TruingError as error:

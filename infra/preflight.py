@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,6 @@ from truing.infra.processes import check_port
 from truing.infra.programs import Program
 from truing.infra.settings import Settings
 from truing.tasks.errors import Unavailable
-
-FREE_BYTES = 500 << 20  # below this the first commit may not fit
 
 
 def check(settings: Settings, parts: tuple[Program, ...]) -> None:
@@ -42,10 +41,11 @@ def check(settings: Settings, parts: tuple[Program, ...]) -> None:
             f"expected a Kafka broker at {settings.kafka.bootstrap}, got no answer; start it, correct "
             "TRUING_KAFKA_BOOTSTRAP, or unset it to use the embedded one"
         )
-    free = shutil.disk_usage(settings.data).free
-    if free < FREE_BYTES:
+    free = shutil.disk_usage(settings.data).free >> 20
+    if free < settings.min_free_mb:
         raise Unavailable(
-            f"{settings.data}: expected {FREE_BYTES >> 20} MB free, got {free >> 20} MB; free some or set TRUING_DATA"
+            f"{settings.data}: expected {settings.min_free_mb} MB free, got {free} MB; free some, set TRUING_DATA or "
+            "TRUING_MIN_FREE_MB"
         )
 
 
@@ -75,17 +75,18 @@ def reachable(bootstrap: str, timeout: float) -> bool:
 
 
 @contextmanager
-def alone(data: Path) -> Iterator[None]:
+def alone(data: Path, *, write: bool = True) -> Iterator[None]:
     """One `up` or `down` at a time on one data folder: a lock on `<data>/run` itself, so no lock file is left behind.
 
-    Makes the folder. Raises Unavailable when it can't be written, or when somebody else holds it.
+    Makes the folder. Raises Unavailable when it can't be written, or when somebody else holds it. Without `write` nothing is:
+    `down` works on a full disk.
     """
     run = data / "run"
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        probe = run / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        if write:
+            run.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=run):  # it has no name, so nothing is left of it
+                pass
         handle = os.open(run, os.O_RDONLY)
     except OSError as error:
         raise Unavailable(

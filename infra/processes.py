@@ -48,15 +48,23 @@ def variable(process: psutil.Process, name: str) -> str | None:
 
 
 def reap(data: Path, *, patience_s: float = 5.0) -> int:
-    """End every process of the stack on `data`: politely, then by force. Returns how many there were."""
-    processes = living(data)
-    for process in processes:
-        _quietly(process.terminate)
-    _, alive = psutil.wait_procs(processes, timeout=patience_s)
-    for process in alive:
-        _quietly(process.kill)
-    psutil.wait_procs(alive, timeout=patience_s)
-    return len(processes)
+    """End every process of the stack on `data`: politely, then by force. Returns how many there were.
+
+    Again until none is left: one that ends may have started another meanwhile.
+    """
+    count = 0
+    for _ in range(5):
+        processes = living(data)
+        if not processes:
+            break
+        count += len(processes)
+        for process in processes:
+            _quietly(process.terminate)
+        _, alive = psutil.wait_procs(processes, timeout=patience_s)
+        for process in alive:
+            _quietly(process.kill)
+        psutil.wait_procs(alive, timeout=patience_s)
+    return count
 
 
 def _quietly(act: Callable[[], None]) -> None:
@@ -66,15 +74,23 @@ def _quietly(act: Callable[[], None]) -> None:
 
 def check_port(host: str, port: int, part: str, setting: str) -> None:
     """Raises Unavailable if something listens there already, naming it and the setting that moves us."""
+    error = taken(host, port)
+    if error is not None:
+        raise Unavailable(
+            f"port {port} ({part}): expected it free on {host}, got {owner(port) or error}; "
+            f"stop it, set {setting}, or use --ports auto"
+        )
+
+
+def taken(host: str, port: int) -> str | None:
+    """Why a server of ours could not listen there; None if it could."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise Unavailable(
-                f"port {port} ({part}): expected it free on {host}, got {owner(port) or error.strerror}; "
-                f"stop it or set {setting}"
-            ) from None
+            return error.strerror or str(error)
+    return None
 
 
 def owner(port: int) -> str | None:

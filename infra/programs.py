@@ -127,7 +127,7 @@ def own(settings: Settings, part: str) -> dict[str, str]:
         found["TRUING_KAFKA__SASL_PASSWORD"] = ""
     if settings.accounts.separate:  # supervisord hands down root's
         name = str(account(settings, part))
-        found |= {"HOME": str(settings.place(part)), "USER": name, "LOGNAME": name}
+        found |= {"HOME": str(settings.scratch(part)), "USER": name, "LOGNAME": name}
     return found
 
 

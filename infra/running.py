@@ -11,11 +11,15 @@ from truing.infra.settings import Settings
 from truing.tasks.errors import Unavailable
 
 FILE = "settings.json"  # below <data>/run while a stack runs
+AUTO = "ports auto"
 
 
-def remember(settings: Settings, parts: list[str]) -> None:
-    """Write the settings, without secrets, and the names of the parts."""
-    (settings.data / "run" / FILE).write_text(json.dumps(_shown(settings, parts)))
+def remember(settings: Settings, parts: list[str], *, auto: bool = False) -> None:
+    """Write the settings, without secrets, the names of the parts, and whether their ports were chosen for them."""
+    path = settings.data / "run" / FILE
+    draft = path.with_name(f".{FILE}")
+    draft.write_text(json.dumps(_shown(settings, parts) | {AUTO: auto}))
+    draft.replace(path)
 
 
 def check_same(settings: Settings, parts: list[str]) -> None:
@@ -26,6 +30,16 @@ def check_same(settings: Settings, parts: list[str]) -> None:
         raise Unavailable(
             f"expected the settings of the running stack, got another {differ[0]}; run `truing down` first, then up"
         )
+
+
+def on_its_ports(settings: Settings, *, auto: bool) -> Settings:
+    """The settings with the ports of the running stack, where `auto` or its own start left their choice to us."""
+    known = _known(settings)
+    if known is None or not (auto or known.get(AUTO)):
+        return settings
+    there = as_running(settings)
+    kafka = {name: getattr(there.kafka, name) for name in ("bootstrap", "controller")}
+    return settings.model_copy(update={"ports": there.ports, "kafka": settings.kafka.model_copy(update=kafka)})
 
 
 def as_running(settings: Settings) -> Settings:

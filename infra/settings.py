@@ -136,6 +136,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address that servers bind and clients use")
     office: str = Field("", description="whose keys this process reads; the stack sets it for each part")
     environment: str = Field("laptop", description="name put into release statements")
+    min_free_mb: int = Field(500, ge=0, description="what `truing up` wants free on the data folder's disk")
     approvers: Annotated[tuple[str, ...], NoDecode] = Field(
         ("approver", "approver2"),
         description="logins of the people who decide, comma-separated; each has its own password",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -23,17 +24,20 @@ import psutil
 from truing.infra.accounts import prepare
 from truing.infra.calls import call
 from truing.infra.catalog import catalog
-from truing.infra.heartbeat import last_beat
+from truing.infra.heartbeat import age, last_beat
+from truing.infra.interrupts import deferred, raised
+from truing.infra.ports import moved
 from truing.infra.preflight import alone, check, reachable
 from truing.infra.processes import reap
 from truing.infra.programs import Program, configuration, environment, programs, socket_path
-from truing.infra.running import FILE, check_same, remember
+from truing.infra.running import FILE, check_same, on_its_ports, remember
 from truing.infra.settings import Settings
 from truing.tasks.errors import TruingError, Unavailable
 
 PATIENCE_S = 180.0  # Prefect's first start migrates its database
 BEAT_S = 15.0  # older signs of life don't count
 
+RPC_S = 20.0  # for one word of the supervisor's
 RESTARTS = 3  # of one part while `up` waits, after which it is given up
 _ERROR = re.compile(r"^[\w.]*(Error|Exception|Refused|Unavailable|Exit)\b.*:")
 
@@ -47,9 +51,13 @@ def silent(part: str, text: str) -> None:
 class Stack:
     """One data folder's parts. `parts` limits it to some of them, for a machine that runs only those."""
 
-    def __init__(self, settings: Settings, *, parts: tuple[str, ...] | None = None) -> None:
-        self.settings = settings
-        self.run = settings.data / "run"
+    def __init__(self, settings: Settings, *, parts: tuple[str, ...] | None = None, auto: bool = False) -> None:
+        """With `auto`, `up` takes another port for each that is taken; `settings` then holds them."""
+        self.run, self.auto = settings.data / "run", auto
+        self._use(settings, parts)
+
+    def _use(self, settings: Settings, parts: tuple[str, ...] | None) -> None:
+        self.settings, self.only = settings, parts
         everything = programs(settings)
         unknown = sorted(set(parts or ()) - {part.name for part in everything})
         if unknown:
@@ -63,38 +71,39 @@ class Stack:
         """Start what is not running and wait until all is healthy. True = started now, False = was up already."""
         problems = catalog(self.settings.problems)
         fresh = not self.settings.data.exists()
-        started = False
         try:
-            with alone(self.settings.data):
+            with raised(), alone(self.settings.data):
                 running = self.states()
-                if not running:
-                    reaped = reap(self.settings.data)
-                    if reaped:
-                        progress("stack", f"ended {reaped} orphans of a killed supervisor")
-                    check(self.settings, self.parts)
-                    prepare(self.settings, self.names, {name: problem for name, (problem, _) in problems.items()})
-                    started = True
-                    self._start()
-                else:
+                if running:
+                    self._use(on_its_ports(self.settings, auto=self.auto), self.only)
                     check_same(self.settings, self.names)
                     started = self._revive(running)
+                    self._wait(progress)
+                    return started
+                reaped = reap(self.settings.data)
+                if reaped:
+                    progress("stack", f"ended {reaped} orphans of a killed supervisor")
+                if self.auto:
+                    self._use(moved(self.settings), self.only)
+                check(self.settings, self.parts)
                 try:
+                    prepare(self.settings, self.names, {name: problem for name, (problem, _) in problems.items()})
+                    self._start()
                     self._wait(progress)
                 except BaseException:
-                    if not running:  # ours to clean up; an older stack stays as it was
-                        self._stop(silent)
+                    self._stop(silent)
                     raise
+                return True
         except TruingError:
             if fresh and not self.settings.logs.exists():
                 shutil.rmtree(self.settings.data, ignore_errors=True)
             raise
-        return started
 
     def down(self, progress: Progress = silent) -> bool:
         """Stop everything of this data folder, orphans too. False = nothing ran."""
         if not self.run.exists():
             return False
-        with alone(self.settings.data):
+        with deferred(), alone(self.settings.data, write=False):
             return self._stop(progress)
 
     # --- the supervisor
@@ -119,32 +128,36 @@ class Stack:
         if part.port is not None:
             return reachable(self.settings.kafka.bootstrap, 1.0)
         beat = last_beat(self.settings, part.name)
-        return beat is not None and beat["pid"] == state["pid"] and time.time() - float(beat["at"]) < BEAT_S
+        since = age(beat)
+        return beat is not None and since is not None and beat["pid"] == state["pid"] and since < BEAT_S
 
     def _rpc(self) -> Any:
-        from supervisor.xmlrpc import SupervisorTransport
-
-        transport = SupervisorTransport(None, None, f"unix://{socket_path(self.settings)}")
-        return xmlrpc.client.ServerProxy("http://stack", transport=transport).supervisor
+        return xmlrpc.client.ServerProxy("http://stack", transport=_Socket(str(socket_path(self.settings)))).supervisor
 
     def _start(self) -> None:
         stale_beats = (self.settings.place(name) / "beat.json" for name in self.names)
         for stale in (socket_path(self.settings), self.run / "supervisor.pid", self.run / FILE, *stale_beats):
             stale.unlink(missing_ok=True)
         path = self.run / "supervisor.conf"
-        path.write_text(configuration(self.settings, self.parts))
-        remember(self.settings, self.names)
-        done = subprocess.run(  # noqa: S603 - it goes into the background by itself
-            [sys.executable, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(path)],
-            env=environment(self.settings),
-            cwd=self.settings.data,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        try:
+            path.write_text(configuration(self.settings, self.parts))
+            remember(self.settings, self.names, auto=self.auto)
+        except OSError as error:
+            raise Unavailable(f"expected to write below {self.run}, got: {error.strerror}; free some space") from None
+        with deferred():  # a process that was forked and not yet replaced would carry no marker
+            done = subprocess.run(  # noqa: S603 - it goes into the background by itself
+                [sys.executable, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(path)],
+                env=environment(self.settings),
+                cwd=self.settings.data,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                start_new_session=True,  # a Ctrl-C is ours to handle
+            )
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+            lines = done.stderr.strip().splitlines() or ["nothing"]
+            last = next((line for line in lines if line.startswith("Error: ")), lines[-1])
             raise Unavailable(f"expected the supervisor to start, got: {last}; see {self.settings.logs / 'supervisor.log'}")
 
     def _revive(self, running: dict[str, dict[str, Any]]) -> bool:
@@ -204,12 +217,12 @@ class Stack:
             rpc = self._rpc()
             for wave in ([n for n in states if n not in servers], [n for n in states if n in servers]):
                 self._stop_wave(rpc, [n for n in wave if states[n]["statename"] not in ("STOPPED", "EXITED", "FATAL")])
-            pid = rpc.getPID()
-            with suppress(OSError, http.client.HTTPException, xmlrpc.client.Error):
+            with suppress(OSError, http.client.HTTPException, xmlrpc.client.Error):  # killed meanwhile: its parts are orphans
+                pid = rpc.getPID()
                 rpc.shutdown()
-            _gone(pid, 10.0)
+                _gone(pid, 10.0)
         orphans = reap(self.settings.data)
-        for name in ("supervisor.pid", "supervisor.conf", FILE):
+        for name in ("supervisor.pid", "supervisor.conf", FILE, f".{FILE}"):
             (self.run / name).unlink(missing_ok=True)
         for part in programs(self.settings):
             shutil.rmtree(self.settings.place(part.name), ignore_errors=True)
@@ -219,15 +232,37 @@ class Stack:
 
     def _stop_wave(self, rpc: Any, names: list[str]) -> None:
         for name in names:
-            try:
+            with suppress(OSError, http.client.HTTPException, xmlrpc.client.Error):  # it stopped by itself meanwhile
                 rpc.stopProcess(name, False)
-            except xmlrpc.client.Fault:  # it stopped by itself meanwhile
-                continue
         end = time.monotonic() + 20.0
         while time.monotonic() < end:
             if all(self.states().get(name, {}).get("statename") in ("STOPPED", "EXITED", "FATAL", None) for name in names):
                 return
             time.sleep(0.05)
+
+
+class _Socket(xmlrpc.client.Transport):
+    """The supervisor's Unix socket, with patience that ends: one that hangs counts as gone."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+        made = self._connection[1] or _UnixConnection(self._path)
+        self._connection = host, made
+        return made
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=RPC_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(RPC_S)
+        self.sock.connect(self._path)
 
 
 def _gone(pid: int, patience_s: float) -> None:

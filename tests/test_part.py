@@ -39,11 +39,11 @@ def test_a_sign_of_life_counts_while_it_is_fresh(tmp_path: Path, settings_in: In
     settings = settings_in(tmp_path)
     steward = chosen(settings, "steward")
     with pytest.raises(Unavailable, match="expected a sign of life within 15 s, got none"):
-        check_health(settings, steward, now=1000.0)
-    beat(settings, "steward", now=1000.0)
-    check_health(settings, steward, now=1000.0 + BEAT_S)
+        check_health(settings, steward, steady=1000.0)
+    beat(settings, "steward", now=0.0, steady=1000.0)
+    check_health(settings, steward, steady=1000.0 + BEAT_S)
     with pytest.raises(Unavailable, match="got the last 16 s ago"):
-        check_health(settings, steward, now=1000.0 + BEAT_S + 1)
+        check_health(settings, steward, steady=1000.0 + BEAT_S + 1)
 
 
 def test_the_process_becomes_the_part_and_is_healthy_once_it_answers(tmp_path: Path, settings_in: In) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from truing.infra.heartbeat import beat, last_beat
 from truing.infra.keys import Keyring
+from truing.infra.ports import moved
 from truing.infra.preflight import alone
 from truing.infra.processes import MARKER, living, marker, reap
 from truing.infra.programs import configuration, environment, programs, socket_path
@@ -49,7 +50,8 @@ def test_a_taken_port_names_its_part_and_its_setting_and_nothing_is_written(tmp_
             Stack(settings).up()
     said = str(caught.value)
     assert said.startswith(f"port {settings.ports.registry} (registry): expected it free")
-    assert f"pid {os.getpid()}" in said and said.endswith("set TRUING_PORTS__REGISTRY") and "\n" not in said
+    assert f"pid {os.getpid()}" in said and "\n" not in said
+    assert said.endswith("stop it, set TRUING_PORTS__REGISTRY, or use --ports auto")
     assert not settings.data.exists()
 
 
@@ -151,7 +153,8 @@ def test_a_sign_of_life_is_replaced_whole(tmp_path: Path, settings_in: In) -> No
     assert last_beat(settings, "ingest") is None
     beat(settings, "ingest", now=5.0, rows=7)
     beat(settings, "ingest", now=6.0)
-    assert last_beat(settings, "ingest") == {"pid": os.getpid(), "at": 6.0}
+    found = last_beat(settings, "ingest")
+    assert found is not None and (found["pid"], found["at"]) == (os.getpid(), 6.0) and "rows" not in found
     assert [path.name for path in (settings.data / "run").iterdir()] == ["ingest"]
 
 
@@ -163,6 +166,24 @@ def test_verbs_find_a_stack_on_other_ports(tmp_path: Path, settings_in: In) -> N
     assert as_running(here) == there
     with pytest.raises(Unavailable, match=r"got another kafka; run `truing down` first, then up"):
         check_same(here, ["broker"])
+
+
+def test_ports_auto_moves_what_is_taken_and_nothing_else(tmp_path: Path, settings_in: In) -> None:
+    settings = settings_in(tmp_path)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", settings.ports.registry))
+        found = moved(settings)
+    assert found.ports.registry % 100 == settings.ports.registry % 100 and found.ports.registry > settings.ports.registry
+    assert (found.ports.gateway, found.ports.prefect) == (settings.ports.gateway, settings.ports.prefect)
+    assert found.kafka == settings.kafka
+    same = settings.ports.model_copy(update={"prefect": settings.ports.gateway, "registry": settings.ports.gateway})
+    apart = moved(settings.model_copy(update={"ports": same})).ports
+    assert len({apart.gateway, apart.registry, apart.prefect}) == 3
+    external = settings.kafka.model_copy(update={"broker": "external"})
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", int(settings.kafka.bootstrap.rpartition(":")[2])))
+        assert moved(settings).kafka.bootstrap != settings.kafka.bootstrap
+        assert moved(settings.model_copy(update={"kafka": external})).kafka == external, "a broker of your own stays where it is"
 
 
 # --- orphans ------------------------------------------------------------------------------------------------------------------
