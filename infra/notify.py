@@ -258,7 +258,7 @@ def words(message: Message, settings: Settings) -> Words | None:
         case "alert.raised":
             seen = [f"expected {get('expected')}, got {get('got')}"] if "got" in message else []
             return Words(
-                title=f"{problem}: {get('what') or get('key') or 'alert'}",
+                title=f"{problem}: found: {get('what') or get('key') or 'an alert'}",
                 text="\n".join([*seen, *filter(None, [reason]), "See `truing status` and `truing audit verify`."]),
                 level="failure" if get("level") != "info" else "info",
             )

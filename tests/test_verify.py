@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -283,10 +288,43 @@ def test_what_follows_a_break_is_not_shown(folder: Folder, truing: Any) -> None:
 # --- as a person who may not open the files -----------------------------------------------------------------------------------
 
 
-def test_without_rights_and_without_a_registry_it_says_so(folder: Folder, truing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may open everything, so what is closed to a person is closed here by name."""
-    monkeypatch.setattr("truing.infra.evidence._closed", lambda path: True)
-    code, out, err = truing("audit", "verify")
-    assert (code, out) == (1, "") and "not readable for this user, and the registry gives none" in err
-    code, out, err = truing("verify")
-    assert code == 0 and "could not be made" in out.splitlines()[0], out + err
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user; CI runs as root")
+def test_another_user_is_told_what_could_not_be_read(
+    settings_in: Callable[..., Settings], policy: Policy, template: Path
+) -> None:
+    """Nothing of the stack runs, and its folders are closed: no traceback, no false alarm, and no claim either."""
+    home = Path(tempfile.mkdtemp())  # pytest's own folders can't be passed by others
+    home.chmod(0o711)
+    try:
+        settings = settings_in(home)
+        Folder(settings, policy, template)
+        settings.data.chmod(0o711)
+        for closed in (settings.store, settings.guard, settings.desk, settings.data / "gateway"):
+            closed.chmod(0o700)
+
+        def truing(*argv: str) -> subprocess.CompletedProcess[str]:
+            user = ("setpriv", "--reuid=truing-attacker", "--regid=truing-attacker", "--init-groups", "--")
+            command = (*user, sys.executable, "-m", "truing.flows.cli.main", *argv)
+            done = subprocess.run(
+                ["bash", str(ROOT / "tests" / "other_users.sh"), *command, "--data", str(settings.data), "--problems",
+                 str(ROOT / "problems")],
+                capture_output=True, text=True, check=False, cwd="/",
+                env={**os.environ, "TRUING_PORTS__REGISTRY": str(settings.ports.registry),
+                     "TRUING_PORTS__GATEWAY": str(settings.ports.gateway)},
+            )  # fmt: skip
+            if done.returncode == 77:
+                pytest.skip(done.stderr.strip())
+            return done
+
+        done = truing("verify", "--json")
+        found = json.loads(done.stdout)
+        assert done.returncode == 1 and not found["whole"] and found["unread"] == 4, done.stderr
+        assert {one["name"] for one in found["checks"]} == {"book", "audit", "store", "gateway"}
+        assert truing("verify").stdout.startswith("adult: nothing could be checked; 4 could not be made")
+        done = truing("audit", "verify")
+        assert (done.returncode, done.stdout) == (1, "") and done.stderr.count("\n") == 1
+        assert "guard/audit.jsonl: not readable for this user, and the registry gives none" in done.stderr
+        lines = truing("keys", "list").stdout.splitlines()
+        assert next(line for line in lines if line.startswith("steward")).endswith("closed to you")
+    finally:
+        shutil.rmtree(home)

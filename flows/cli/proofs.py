@@ -1,6 +1,6 @@
 """`truing verify` and `truing audit`: is what serves what was decided, and who did what? With our own keys, without a server.
 
-Exit 0 when all of it holds, 3 when anything differs.
+Exit 0 when all of it holds, 3 when anything differs, 1 when this user can read nothing of it.
 """
 
 from __future__ import annotations
@@ -62,16 +62,18 @@ def do_verify(args: argparse.Namespace, settings: Settings) -> int:
     unread = [one for one in checks if one.state == UNREAD]
     about = names[0] if len(names) == 1 else f"{len(names)} problems"
     about += f" version {args.version}" if args.version else ""
-    head = f"{about}: {len(broken)} of {len(checks)} checks fail" if broken else f"{about}: all {len(checks)} checks hold"
+    made = len(checks) - len(unread)
+    head = f"{about}: {len(broken)} of {made} checks fail" if broken else f"{about}: all {made} checks hold"
+    if not made:
+        head = f"{about}: nothing could be checked"
     if unread:
-        head = head.replace("all ", "").replace(" checks hold", " checks hold as far as this user can read")
-        head += f", {len(unread)} could not be made"
+        head += f"; {len(unread)} could not be made by this user"
     shown = [(one.about, one.name, one.state, _words(one)) for one in checks]
     text = f"{head}\n{table(('', 'check', '', ''), shown).partition(chr(10))[2]}"
     whole = {
         "problem": names[0] if len(names) == 1 else names,
         "version": args.version,
-        "whole": not broken,
+        "whole": not broken and made > 0,
         "unread": len(unread),
     }
     lines = [
@@ -79,7 +81,7 @@ def do_verify(args: argparse.Namespace, settings: Settings) -> int:
         for one in checks
     ]
     result(whole | {"checks": lines}, text, as_json=args.json)
-    return 3 if broken else 0
+    return 3 if broken else 0 if made else 1
 
 
 def _wanted(args: argparse.Namespace, seen: Evidence) -> list[str]:

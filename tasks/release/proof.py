@@ -246,7 +246,7 @@ def _statement(
 
 
 def _versions(seen: Evidence) -> list[Check]:
-    if seen.docket is None:
+    if seen.docket is None or "store" in seen.unread:
         return []
     there, known = {one.version for one in seen.versions}, set(seen.docket.versions)
     if known - there:
@@ -260,7 +260,7 @@ def _sequence(seen: Evidence, last: Release | None) -> list[Check]:
     highest = last.sequence if last else 0
     shown = max((sequence for version in seen.versions for sequence in version.statements()), default=0)
     kept = max(seen.docket.released, default=0) if seen.docket else highest
-    if seen.book is None and seen.docket is None:
+    if "store" in seen.unread or (seen.book is None and seen.docket is None):
         return []
     if shown != highest:
         return [_of(seen, "sequence", DIFFERS, f"release {highest}, the newest signed", f"release {shown} in MLflow's tags")]
@@ -270,7 +270,7 @@ def _sequence(seen: Evidence, last: Release | None) -> list[Check]:
 
 
 def _champion(seen: Evidence, last: Release | None) -> list[Check]:
-    if seen.book is None and seen.docket is None:
+    if "store" in seen.unread or (seen.book is None and seen.docket is None):
         return []
     alias = seen.model.champion if seen.model else None
     if last is not None and last.cause is Cause.WITHDRAW:
@@ -282,6 +282,8 @@ def _champion(seen: Evidence, last: Release | None) -> list[Check]:
 
 
 def _head(seen: Evidence, last: Release | None, now: float) -> list[Check]:
+    if "store" in seen.unread:
+        return []
     text = seen.model.tags.get("release.head") if seen.model else None
     if last is None and not text:
         return [_of(seen, "head", OK, note="none needed before the first release")]
