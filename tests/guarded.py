@@ -113,11 +113,14 @@ class World:
 
     def candidate(self, problem: str, parent: str | None = None) -> tuple[str, dict[str, bytes]]:
         files = {"model.json": b'{"n": %d}' % next(self.counter), "deep/weights.safetensors": os.urandom(2000)}
+        return self.register(problem, files, parent), files
+
+    def register(self, problem: str, files: dict[str, bytes], parent: str | None = None) -> str:
         made = Candidate(
             problem=problem, payload=tree_digest(files), parent=parent, base="base", code="0.1", kind="tabular",
             dataset="dd" * 32, trial=None, seed=1, origin="fast", registered=1.0, rows=120,
         )  # fmt: skip
-        return self.trainer.register(problem, files, made), files
+        return self.trainer.register(problem, files, made)
 
     def verdict(self, problem: str, version: str, outcome: Outcome, **changes: Any) -> Verdict:
         reason = {
@@ -193,6 +196,11 @@ class World:
         with sqlite3.connect(self.data / "registry" / base, timeout=20) as connection:
             connection.execute(statement, values)
         connection.close()
+
+    def mlflow_model(self, problem: str, version: str) -> str:
+        """The id of the logged model that a version was registered from."""
+        raw = self.trainer.rest.get("/model-versions/get", name=problem, version=version)["model_version"]
+        return str(raw["source"]).rpartition("/")[2]
 
     def put(self, problem: str, version: str, key: str, value: str) -> None:
         """A version's tag, written into the database."""

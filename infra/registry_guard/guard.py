@@ -79,6 +79,7 @@ class Guard:
         hooks = app.after_request_funcs[None]
         hooks[hooks.index(_after_request)] = self.after
         app.teardown_request(self.release)
+        app.register_error_handler(Exception, self.broken)
 
     # --- around a request
     def before(self) -> Any:
@@ -188,6 +189,15 @@ class Guard:
 
         if g.pop("truing_turn", False):
             self._turn.release()
+
+    def broken(self, error: Exception) -> Any:
+        """MLflow came to grief over an edited row or a fault of its own: 4xx all the same, for its clients' sake."""
+        from werkzeug.exceptions import HTTPException
+
+        if isinstance(error, HTTPException):
+            return error
+        _log.error("MLflow could not answer", exc_info=error)
+        return _respond(409, "RESOURCE_CONFLICT", "MLflow could not answer this request; see the registry's log")
 
     # --- for the door in front of Flask
     def upload(self, user: str, path: str) -> Refusal | Place:
