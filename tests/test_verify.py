@@ -70,6 +70,19 @@ def test_every_version_is_checked_and_says_what_it_is(truing: Any) -> None:
     assert found["version 4", "verdict"]["note"] == "block, signed"
 
 
+def test_before_anything_has_happened_nothing_is_missing(
+    tmp_path: Path, settings_in: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_in(tmp_path)
+    where = ("--data", str(settings.data), "--problems", str(ROOT / "problems"))
+    assert main(["keys", "create", *where]) == 0
+    settings.guard.mkdir()
+    capsys.readouterr()
+    assert main(["verify", *where]) == 0
+    assert "nothing recorded yet" in capsys.readouterr().out
+    assert main(["audit", "verify", *where]) == 0
+
+
 def forged(folder: Folder, version: str, tag: str, kind: str, **changed: Any) -> str:
     """A record of that tag, changed and signed by a key of the attacker's own."""
     import base64

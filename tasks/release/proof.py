@@ -298,7 +298,7 @@ def _head(seen: Evidence, last: Release | None, now: float) -> list[Check]:
 
 def _gateway(seen: Evidence, last: Release | None) -> list[Check]:
     known = seen.gateway
-    if known is None:
+    if known is None or (seen.book is None and seen.docket is None):
         return []
     highest = last.sequence if last else 0
     if known.floor != highest:
