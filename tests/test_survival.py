@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -244,3 +245,31 @@ def test_logs_are_rotated_and_the_supervisors_too(small: Stack) -> None:
         small.down()
     text = small.settings.data.joinpath("logs", "supervisor.log").stat()
     assert text.st_size < 2_000_000
+
+
+# --- a full disk --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.services
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("unshare"), reason="only root can mount a small disk; CI runs as root"
+)
+def test_a_full_disk_is_said_in_one_line_and_lived_through(tmp_path: Path, settings_in: In) -> None:
+    """Nothing is corrupted and no part dies: what can't be done is refused or waits, and goes on once there is space."""
+    settings = settings_in(tmp_path, data=tmp_path / "disk" / "data", min_free_mb=20)
+    settings.data.parent.mkdir()
+    command = ["unshare", "--mount", "--propagation", "private", sys.executable, str(ROOT / "tests" / "full_disk.py")]
+    done = subprocess.run(
+        [*command, str(settings.data.parent)], env=child_environment(settings), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["sent"] == "", "the broker holds it in memory meanwhile"
+    assert found["rotated"].startswith("OSError: [Errno 28]") and found["broken keys"] == []
+    assert found["judged"].startswith("Unavailable: ") and "\n" not in found["judged"]
+    assert not found["full"]["ingest"] and found["full"]["gateway"]
+    assert found["recovered"] and found["restarted"] == [] and found["landed"] and found["rotated then"] == ""
+    assert found["down"] is True and found["left"] == 0
+    assert found["up again"].startswith("Unavailable: ") and "expected 20 MB free, got 0 MB; free some" in found["up again"]
+    assert found["left then"] == 0 and found["up at last"] == ""
+    assert not living(settings.data)

@@ -14,6 +14,7 @@ every check is made on the very handle that writes, and a concurrent commit of t
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -88,6 +89,7 @@ SAMPLES: dict[str, type_] = {  # what each dataset version holds: one line a row
 }
 RECORDS: dict[str, type_] = {"problem": pl.String, "id": pl.String, "seq": pl.Int64, "json": pl.String}
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m|↳")  # delta-rs draws its errors for a terminal
 _TRIES = 20  # commit attempts against concurrent writers; each loser re-reads and checks again
 
 R = TypeVar("R", bound=Record)
@@ -304,9 +306,9 @@ class Store:
             return handle
 
     def _unavailable(self, table: str, verb: str, error: Exception) -> Unavailable:
-        cause = " ".join(str(error).split())[:200]
+        cause = " ".join(_COLOUR.sub("", str(error)).split())[:200]
         return Unavailable(
-            f"{self.root}/{table}: expected to {verb} it, got {cause}; check that the folder exists and its permissions"
+            f"{self.root}/{table}: expected to {verb} it, got {cause}; check the folder, its permissions and the space left"
         )
 
 
