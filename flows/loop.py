@@ -196,7 +196,7 @@ def decide(
     from truing.tasks.evaluation.comparison import compare, rows_digest
     from truing.tasks.evaluation.gate import judge
     from truing.tasks.evaluation.ledger import Look, look_at, note_look, read_ledger
-    from truing.tasks.evaluation.report import bias_tags, describe, verdict_html
+    from truing.tasks.evaluation.report import describe, indicators, verdict_html
     from truing.tasks.events.join import leaked
     from truing.tasks.kinds.model import Model
     from truing.tasks.release.registry import fitting
@@ -252,14 +252,13 @@ def decide(
     verdict = judge(evaluation, scores, problem, policy, dataset=candidate.dataset, key=key, now=at, seed=look)
     envelope = seal.sign(verdict, seal.VERDICT_TYPE, offices.gate)
     run = registry.log_verdict(name, version, envelope, evaluation, verdict_html(verdict, evaluation, candidate, problem))
-    indicators = {key.removeprefix("verdict.key."): line for key, line in bias_tags(evaluation, verdict).items()}
     small = candidate.origin == "fast" and champion is not None and model.base == champion.base == candidate.base
     return book.add_verdict(
         envelope,
         at=now,
         version=version,
         description=fitting(describe(verdict, evaluation, candidate, problem)),
-        indicators=seal.canonical(indicators).decode(),
+        indicators=seal.canonical(indicators(evaluation, verdict)).decode(),
         run=run,
         candidate=seal.digest_bytes(seen.tags["candidate"].encode()),
         drift="" if evaluation.drift is None else repr(evaluation.drift),

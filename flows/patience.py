@@ -16,8 +16,9 @@ class Patience:
     def ready(self, name: str) -> bool:
         return self._clock() >= self._waits.get(name, (0.0, 0.0))[0]
 
-    def failed(self, name: str) -> None:
-        wait = self._waits.get(name, (0.0, self.first_s))[1]
+    def failed(self, name: str, *, most_s: float | None = None) -> None:
+        """`most_s` bounds this very wait."""
+        wait = min(self._waits.get(name, (0.0, self.first_s))[1], most_s or self.most_s)
         self._waits[name] = (self._clock() + wait, min(wait * 2, self.most_s))
 
     def done(self, name: str) -> None:

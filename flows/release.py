@@ -2,9 +2,10 @@
 
     plan     promotion, rollback or withdrawal → what would be signed, or why not     nothing is written
     issue    plan → signed and in the steward's book                                  from here on it is the release
-    serve    book → statement, head, alias, record, announcement                      each step can be repeated
+    serve    book → statement, head, alias                                            each step can be repeated
+    finish   record and announcement                                                  at least once
 
-A crash before `issue` leaves the old release, one after it the new: `serve` is taken up again until it is through.
+A crash before `issue` leaves the old release, one after it the new: `serve` and `finish` are taken up again until through.
 """
 
 from __future__ import annotations
@@ -130,33 +131,27 @@ def issue(plan: Release, *, book: Book, offices: Offices, audit: int, now: float
     return book.add_release(seal.sign(plan, seal.RELEASE_TYPE, offices.release), audit=audit, at=now)
 
 
-def serve(
-    registry: Registry,
-    lake: Lake,
-    problem: Problem,
-    issued: Issued,
-    *,
-    book: Book,
-    head: Envelope,
-    announce: Announce,
-    now: float,
-) -> None:
-    """Have a booked release served: statement, head, alias, then the record and the announcement, then done.
+def serve(registry: Registry, issued: Issued, *, book: Book, head: Envelope) -> None:
+    """Have a booked release served: statement, head, alias, in this order. Can be repeated at any point.
 
-    Every step can be repeated, and is after a crash, so an announcement may come twice. An older release that was overtaken
-    before it was finished gets its statement, its record and its announcement, and nothing else.
+    An older release that was overtaken before it was through gets its statement and nothing else.
     """
-    name, release = problem.name, issued.release
-    newest = book.last(name) == issued
+    release = issued.release
+    name, newest = release.problem, book.last(release.problem) == issued
     seen = registry.version(name, release.version)
     registry.attach_release(name, release.version, issued.envelope, newest=newest, seen=seen)
     if newest:
         registry.attach_head(name, head)
         registry.move_champion(name, release.version)
+
+
+def finish(lake: Lake, issued: Issued, *, book: Book, announce: Announce, now: float) -> None:
+    """Record and announce a release that serves; then it is through. A crash in between announces it again, under one id."""
+    release = issued.release
     lake.record("releases", [release])
     announce(
-        {"type": SAID[release.cause], "problem": name, "version": release.version, "sequence": release.sequence,
-         "payload": release.payload, "reason": release.reason}
+        {"id": seal.digest(release)[:32], "type": SAID[release.cause], "problem": release.problem, "version": release.version,
+         "sequence": release.sequence, "payload": release.payload, "reason": release.reason}
     )  # fmt: skip
     book.finish(issued, at=now)
 

@@ -51,6 +51,8 @@ HEAD_EVERY_S = 300.0  # a head is signed anew after each release and so often
 HEAD_LASTS_S = 3600.0
 BOOKED_EVERY_S = 3600.0  # a head that says nothing new goes into the book only so often
 BACK_S = 60.0  # seconds between looks into the audit's history
+AWAY_S = 3.0  # longest wait for a part that does not answer
+JUMP_S = 60.0  # a step of the clock that is said, and that makes the heads' times worthless
 ODD = (TruingError, ArithmeticError, LookupError, TypeError, ValueError)  # what bytes and rows written by others may lead to
 
 
@@ -71,7 +73,9 @@ class Desk:
     patience: Patience = field(default_factory=lambda: Patience(1.0, 300.0))
     heard: int = 0
     recovered: set[str] = field(default_factory=set)
+    shown: set[int] = field(default_factory=set)
     said: set[str] = field(default_factory=set)
+    clock: float = field(default_factory=lambda: time.time() - time.monotonic())
     at: dict[str, float] = field(default_factory=dict)
 
     def every(self, name: str, seconds: float) -> bool:
@@ -85,6 +89,8 @@ class Desk:
     def say(self, word: str) -> None:
         """Log it, once."""
         if word not in self.said:
+            if len(self.said) > 1000:
+                self.said.clear()
             self.said.add(word)
             log(word)
 
@@ -113,6 +119,7 @@ def turn(desk: Desk, *, woken: bool = True) -> int:
     desk.rounds.audit(desk.watch.broken, now=time.time())
     if desk.watch.broken:
         return 0
+    mind_the_clock(desk)
     if desk.watch.people != desk.heard:  # somebody has decided something: what was refused may go now
         desk.heard, desk.patience = desk.watch.people, Patience(1.0, 300.0)
     acts = 0
@@ -127,6 +134,16 @@ def turn(desk: Desk, *, woken: bool = True) -> int:
     if not acts:
         look_around(desk, news=bool(news))
     return acts
+
+
+def mind_the_clock(desk: Desk) -> None:
+    """After a jump of the clock (or a sleep of the machine) heads are signed anew: the old ones end too early or too late."""
+    offset = time.time() - time.monotonic()
+    if abs(offset - desk.clock) > JUMP_S:
+        log(f"the clock jumped by {offset - desk.clock:+.0f} s; heads are signed anew")
+        desk.clock = offset
+        for key in [key for key in desk.at if key.startswith("head/")]:
+            del desk.at[key]
 
 
 @dataclass(frozen=True)
@@ -192,7 +209,7 @@ def planned(
         if isinstance(made, Refusal):
             raise Refused(made)
     except ODD as error:
-        desk.patience.failed(told.key)
+        desk.patience.failed(told.key, most_s=AWAY_S if isinstance(error, Unavailable) else None)
         desk.say(f"{act} {problem.name} v{version}: {words(error)}")
         return
     yield Due(act, problem.name, version, name, partial(released, desk, problem, lambda: made))
@@ -205,7 +222,7 @@ def attempt(desk: Desk, each: Due, *, quiet: bool = False) -> bool:
     try:
         told = each.do() if quiet else as_run(desk.settings, each.act, each.problem, each.version, each.do)
     except ODD as error:
-        desk.patience.failed(each.key)
+        desk.patience.failed(each.key, most_s=AWAY_S if isinstance(error, Unavailable) else None)
         desk.say(f"{each.act} {each.problem} v{each.version}: {words(error)}")
         return False
     desk.patience.done(each.key)
@@ -248,10 +265,11 @@ def released(desk: Desk, problem: Problem, plan: Callable[[], Release]) -> str:
 
 
 def served(desk: Desk, problem: Problem, issued: Issued) -> str:
-    release.serve(
-        desk.registry, desk.lake, problem, issued,
-        book=desk.book, head=countersigned(desk, problem), announce=desk.announce, now=time.time(),
-    )  # fmt: skip
+    """Have a booked release served, recorded and announced. What is through already in this process is not written again."""
+    if issued.n not in desk.shown:
+        release.serve(desk.registry, issued, book=desk.book, head=countersigned(desk, problem))
+        desk.shown.add(issued.n)
+    release.finish(desk.lake, issued, book=desk.book, announce=desk.announce, now=time.time())
     return f"release {issued.release.sequence} ({issued.release.cause})"
 
 

@@ -24,12 +24,10 @@ from truing.tasks.release.promotion import (
 from truing.tasks.release.standing import small_enough
 from truing.tasks.release.versions import (
     POLICY_TYPE,
-    Rollback,
     Version,
     accepted_policy,
     is_frozen,
     open_releases,
-    requested,
 )
 from truing.tasks.seal import APPROVAL_TYPE, RELEASE_TYPE, VERDICT_TYPE, Facts, Keys, canonical, digest, sign
 
@@ -399,13 +397,6 @@ def test_a_misspelt_freeze_freezes(desk: Desk) -> None:
     assert not is_frozen({"frozen": "False"})
     assert is_frozen({"frozen": "true"})
     assert is_frozen({"frozen": "until friday"})
-
-
-def test_a_rollback_request_without_its_stamp_is_none() -> None:
-    assert requested({"rollback.to": "1", "rollback.reason": "x"}) is None
-    assert requested({"rollback.to": "1", "rollback.by": "approver", "rollback.at": "soon"}) is None
-    found = requested({"rollback.to": "1", "rollback.by": "approver", "rollback.at": "5.5", "rollback.reason": "x"})
-    assert found == Rollback(version="1", reason="x", by="approver", at=5.5)
 
 
 def test_lineage_names_parents_generations_and_releases(desk: Desk) -> None:

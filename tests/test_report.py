@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from truing.tasks.evaluation.gaps import FEWEST, gaps
-from truing.tasks.evaluation.report import bias_tags, describe, slug, verdict_html
+from truing.tasks.evaluation.report import describe, indicators, slug, verdict_html
 from truing.tasks.evaluation.wording import amount, level, moved, rows
 from truing.tasks.problem import Problem
 from truing.tasks.records import Candidate, Cell, Clause, Estimate, Evaluation, Outcome, Verdict
@@ -180,12 +180,12 @@ def test_a_hostile_name_stays_text(verdict: Verdict, evaluation: Evaluation, can
     assert "<img" not in page and "<img" not in describe(worse, evaluation, odd, problem)
 
 
-def test_tags_are_short_and_their_keys_acceptable(verdict: Verdict, evaluation: Evaluation) -> None:
-    tags = bias_tags(evaluation, verdict)
-    assert all(re.fullmatch(r"verdict\.key\.[a-z0-9._-]+", key) and len(value) < 250 for key, value in tags.items())
-    assert tags["verdict.key.clause.womens-tpr"] == "block: drop +9.1 (4.2 to 13.1), limit 6.0 points"
-    assert tags["verdict.key.clause.womens-tpr.anchor"].startswith("inconclusive: drop +7.0")
-    assert tags["verdict.key.clause.empty"] == "inconclusive: drop not estimable, limit 6.0 points (watched)"
-    assert tags["verdict.key.sex.tpr"].startswith("Male over Female: candidate 20.0 (")
-    assert "change +10.0 (7.2 to 12.8) points" in tags["verdict.key.sex.tpr"]
+def test_indicators_are_short_lines_under_plain_names(verdict: Verdict, evaluation: Evaluation) -> None:
+    tags = indicators(evaluation, verdict)
+    assert all(re.fullmatch(r"[a-z0-9._-]+", key) and len(value) < 250 for key, value in tags.items())
+    assert tags["clause.womens-tpr"] == "block: drop +9.1 (4.2 to 13.1), limit 6.0 points"
+    assert tags["clause.womens-tpr.anchor"].startswith("inconclusive: drop +7.0")
+    assert tags["clause.empty"] == "inconclusive: drop not estimable, limit 6.0 points (watched)"
+    assert tags["sex.tpr"].startswith("Male over Female: candidate 20.0 (")
+    assert "change +10.0 (7.2 to 12.8) points" in tags["sex.tpr"]
     assert slug("women's TPR (≥60)") == "womens-tpr-60" and slug("—") == "unnamed"

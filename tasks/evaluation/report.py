@@ -11,7 +11,7 @@ from truing.tasks.evaluation.wording import AGAINST, NEXT, SPOKEN, amount, bound
 from truing.tasks.problem import Problem
 from truing.tasks.records import Candidate, Clause, Evaluation, Verdict
 
-__all__ = ["bias_tags", "describe", "verdict_html"]
+__all__ = ["describe", "indicators", "verdict_html"]
 
 
 def describe(verdict: Verdict, evaluation: Evaluation, candidate: Candidate, problem: Problem) -> str:
@@ -60,26 +60,26 @@ def _short(payload: str | None) -> str:
     return f"`{re.sub('[^0-9A-Za-z]', '', payload)[:12]}`" if payload else "nothing"
 
 
-def bias_tags(evaluation: Evaluation, verdict: Verdict) -> dict[str, str]:
-    """The verdict's bias indicators as registry tags, one short line each.
+def indicators(evaluation: Evaluation, verdict: Verdict) -> dict[str, str]:
+    """The verdict's bias indicators, one short line each; the registry shows them as one tag.
 
-    `verdict.key.clause.<name>`: drop, bounds, limit and outcome. `verdict.key.<attribute>.<metric>`: the gap between
-    buckets for champion and candidate, and its change, with 95 % intervals.
+    `clause.<name>`: drop, bounds, limit and outcome. `<attribute>.<metric>`: the gap between buckets for champion and
+    candidate, and its change, with 95 % intervals.
     """
-    tags = {
-        "verdict.key.rows": f"{evaluation.n} rows, coverage {evaluation.coverage:.0%}, look {evaluation.look}",
-        "verdict.key.flips": f"{evaluation.flips:.1%} of the answers differ"
+    lines = {
+        "rows": f"{evaluation.n} rows, coverage {evaluation.coverage:.0%}, look {evaluation.look}",
+        "flips": f"{evaluation.flips:.1%} of the answers differ"
         + (f", {evaluation.forgetting.value:.1%} of those right before are wrong now" if evaluation.forgetting.value else ""),
     }
     for clause in verdict.clauses:
         suffix = "" if clause.against == "champion" else f".{clause.against}"
-        tags[f"verdict.key.clause.{slug(clause.name)}{suffix}"] = (
+        lines[f"clause.{slug(clause.name)}{suffix}"] = (
             f"{clause.outcome.value}: drop {_between(clause)}, limit {amount(clause.limit, clause.metric)}{unit(clause.metric)}"
             + ("" if clause.deciding else " (watched)")
         )
     for one in gaps(evaluation):
-        tags[f"verdict.key.{slug(one.group)}.{one.metric}"] = _gap_line(one)
-    return tags
+        lines[f"{slug(one.group)}.{one.metric}"] = _gap_line(one)
+    return lines
 
 
 def _gap_line(one: Gap) -> str:

@@ -99,34 +99,10 @@ class Model(Record, frozen=True):
     def frozen(self) -> bool:
         return is_frozen(self.tags)
 
-    @property
-    def rollback(self) -> Rollback | None:
-        return requested(self.tags)
-
-
-class Rollback(Record, frozen=True):
-    """A person's request to serve an older version again. `at` and `by` are stamped by the guard."""
-
-    version: str
-    reason: str
-    by: str
-    at: float
-
 
 def is_frozen(tags: dict[str, str]) -> bool:
     """`frozen` holds whatever its words, unless it says no: a misspelt freeze must not be a thaw."""
     return tags.get("frozen", "false").strip().casefold() not in ("", "false", "no", "0")
-
-
-def requested(tags: dict[str, str]) -> Rollback | None:
-    """The rollback that these model tags ask for, if a person's stamp stands beside it."""
-    version, by, at = tags.get("rollback.to"), tags.get("rollback.by"), tags.get("rollback.at")
-    if not version or not by or not at:
-        return None
-    try:
-        return Rollback(version=version, reason=tags.get("rollback.reason", ""), by=by, at=float(at))
-    except ValueError:
-        return None
 
 
 def accepted_policy(problem: str, tags: dict[str, str], keys: Keys) -> str | None:
