@@ -63,7 +63,8 @@ class Page:
         assert word is not None
         self.tag(
             str(number), **{"verdict": judged.envelope, "verdict.outcome": "pass", "verdict.reason": "all clauses inside",
-            "verdict.indicators": '{"rows":"9"}', "approval": "approved", "approval.stamp": word.envelope},
+            "verdict.indicators": '{"rows":"9"}', "approval": "approved", "approval.stamp": word.envelope,
+            "approval.by": ", ".join(word.approval.by), "approval.at": repr(word.approval.at)},
         )  # fmt: skip
         self.versions[str(number)] = msgspec.structs.replace(self.versions[str(number)], description="**Pass.**")
 
@@ -141,6 +142,8 @@ def test_an_untouched_page_has_no_finding(page: Page) -> None:
         (lambda p: p.tag("3", approval="approved"), ["adult/3/approval"]),
         (lambda p: p.tag("2", approval="revoked"), ["adult/2/approval"]),
         (lambda p: p.tag("2", **{"approval.stamp": p.versions["1"].tags["approval.stamp"]}), ["adult/2/stamp"]),
+        (lambda p: p.tag("2", **{"approval.by": "somebody"}), ["adult/2/approval.by"]),
+        (lambda p: p.tag("2", **{"approval.at": "1.5"}), ["adult/2/approval.at"]),
         (lambda p: p.tag("3", **{"verdict.outcome": "pass"}), ["adult/3/verdict"]),
         (lambda p: p.tag("2", verdict=p.versions["1"].tags["verdict"]), ["adult/2/verdict"]),
         (lambda p: p.tag("2", **{"verdict.reason": "all is well"}), ["adult/2/verdict.shown"]),

@@ -117,6 +117,9 @@ def _of_version(pen: _Pen, version: Version, docket: Docket, book: Book) -> Iter
     said, stamp = (decision.approval.decision, decision.envelope) if decision else (None, None)
     yield from pen.differ(name, "approval", "the decision", said, version.approval)
     yield from pen.differ(name, "stamp", "the stamp of the decision", stamp, version.stamp)
+    by, at = (", ".join(decision.approval.by), repr(decision.approval.at)) if decision else (None, None)
+    yield from pen.differ(name, "approval.by", "the tag approval.by", by, tags.get("approval.by"))
+    yield from pen.differ(name, "approval.at", "the tag approval.at", at, tags.get("approval.at"))
     judged = book.verdict(pen.problem, registered.payload)
     if judged is None:
         yield from pen.differ(name, "verdict", "a verdict that was never given", None, version.verdict or version.outcome)

@@ -292,12 +292,13 @@ def route_tricks(a: Attacker) -> str:
     for path in paths:
         for method, headers in (("POST", {}), ("PUT", {}), ("GET", {"X-HTTP-Method-Override": "POST"})):
             try:
-                answer = a.ask("admin", method, path, json=body, headers=headers)
+                a.ask("admin", method, path, json=body, headers=headers)
+                words.append(f"{method} {path} was answered")
             except Stopped as refusal:
                 words.append(str(refusal))
-                continue
-            if "<html" not in answer.text[:400].lower() and "champion" in answer.text:
-                return f"{method} {path} took it"
+            now = a.read("select version from registered_model_aliases where name=? and alias='champion'", a.name)
+            if str(now[0][0]) == a.v["pending"]:
+                return f"{method} {path} moved it"
     raise Stopped(words[0])
 
 
@@ -456,7 +457,8 @@ def payload_claimed(a: Attacker) -> str:
     info = made["model"]["info"]
     root = info["artifact_uri"].partition(":")[2].lstrip("/")
     a.ask("trainer", "PUT", f"{FILES}/{root}/model.json", content=b"{}")
-    a.ask("trainer", "PATCH", f"{API}/logged-models/{info['model_id']}", json={"status": "LOGGED_MODEL_READY"})
+    ready = {"model_id": info["model_id"], "status": "LOGGED_MODEL_READY"}
+    a.ask("trainer", "PATCH", f"{API}/logged-models/{info['model_id']}", json=ready)
     tags = [{"key": "payload", "value": a.known(a.v["good"], "payload")}]
     source = f"models:/{info['model_id']}"
     body = {"name": a.name, "source": source, "model_id": info["model_id"], "tags": tags}
@@ -686,11 +688,10 @@ def db_source(a: Attacker) -> str:
 @attack("database: logged model's folder moved out of the store", below=True)
 def db_location(a: Attacker) -> str:
     source = a.read("select source from model_versions where name=? and version=?", a.name, a.v["good"])[0][0]
+    goal = "mlflow-artifacts:/../../guard"
     return a.sql(
-        (
-            "update logged_models set artifact_location=? where model_id=?",
-            ("mlflow-artifacts:/../../guard", str(source).rsplit("/", 1)[-1]),
-        )
+        ("update logged_models set artifact_location=? where model_id=?", (goal, str(source).rsplit("/", 1)[-1])),
+        ("update model_versions set storage_location=? where name=? and version=?", (goal, a.name, int(a.v["good"]))),
     )
 
 

@@ -38,9 +38,10 @@ from truing.infra.calls import call
 from truing.infra.client import Client
 from truing.infra.programs import environment, own
 from truing.tasks import seal
-from truing.tasks.errors import TruingError
+from truing.tasks.errors import Refused, TruingError
 from truing.tasks.kinds.model import Model
 from truing.tasks.release.audit import read
+from truing.tasks.release.findings import open_findings
 
 HERE = Path(__file__).resolve().parent
 WATCH_S = 5.0  # more than one full look of steward (each second here) and gateway (4 s)
@@ -190,9 +191,9 @@ class Scene:
     def run(self, attack: Attack) -> Fate:
         lines, findings = self.audit_length(), self.findings()
         legal = {self.good_payload()}
+        meanwhile = self.before(attack, legal)
         with self.as_it_was() if attack.below and attack.setting != "approve" else _nothing():
-            after = self.before(attack, legal)
-            fate = self.strike(attack, after)
+            fate = self.strike(attack, meanwhile)
             fate.wrong = self.watch(legal, WATCH_S)
             if attack.setting == "replica" and not fate.wrong:
                 with self.replica() as url:
@@ -201,7 +202,14 @@ class Scene:
                         fate.told += " · a fresh gateway too"
             fate.found = self.found(lines, findings)
         self.afterwards(attack, fate)
+        self.quiet()
         return fate
+
+    def quiet(self) -> None:
+        """Nothing found any more: the next attack's traces are its own."""
+        path, keys = self.stage.settings.desk / "findings.jsonl", self.stage.ring.public()
+        with suppress(TimeoutError):  # what can't be put back (a version that was registered) stays open
+            until("no open finding", lambda: not open_findings(path, keys) or None, 15.0)
 
     def before(self, attack: Attack, legal: set[str]) -> Any:
         """What the stage does around it; returns what to do while the attack runs."""
@@ -211,7 +219,7 @@ class Scene:
             self.judge("racing", files)
             self.open_store()
             legal.add(seal.tree_digest(files))
-            return lambda: (time.sleep(1.5), stage.second.approve(NAME, self.versions["racing"], "in the middle of a race"))
+            return self.approve_racing
         if attack.setting == "frozen":
             self.judge("racing", stage.variant())
             self.open_store()
@@ -221,6 +229,17 @@ class Scene:
             stage.stack._rpc().stopProcess("registry", True)
             return lambda: None
         return lambda: None
+
+    def approve_racing(self) -> None:
+        """A person who tries again for a while when the registry says that the bytes are not those that were judged."""
+        time.sleep(1.5)
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            try:
+                self.stage.second.approve(NAME, self.versions["racing"], "in the middle of a race")
+                return
+            except Refused:
+                time.sleep(0.01)
 
     def strike(self, attack: Attack, meanwhile: Any) -> Fate:
         settings = self.stage.settings
@@ -271,10 +290,9 @@ class Scene:
         if attack.setting == "frozen":
             stage.approver.reject(NAME, self.versions["racing"], "the incident is over, the version too")
             stage.approver.thaw(NAME)
-        if attack.setting == "approve" and not fate.wrong:
-            seen = stage.status()["version"]
-            if seen == self.versions["racing"]:
-                self.versions["good"] = seen
+        if attack.setting == "approve" and not fate.wrong and stage.trainer.version(NAME, self.versions["racing"]).approval:
+            stage.served_as(self.versions["racing"])  # its bytes are right again
+            self.versions["good"] = self.versions["racing"]
         self.open_store()
 
     def alive(self) -> bool | None:
@@ -321,8 +339,8 @@ class Scene:
         return sum(1 for _ in read(self.stage.settings.guard / "audit.jsonl"))
 
     def findings(self) -> int:
-        path = self.stage.settings.desk / "findings.jsonl"
-        return len(path.read_bytes().splitlines()) if path.exists() else 0
+        """How many were ever opened."""
+        return sum(line.entry.act == "open" for line in read(self.stage.settings.desk / "findings.jsonl"))
 
     def found(self, lines: int, findings: int) -> str:
         """Where the attack is told of: the audit's new refusals, the steward's new findings."""
