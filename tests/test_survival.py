@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from truing.infra.heartbeat import age, beat, last_beat
 from truing.infra.interrupts import deferred, raised
 from truing.infra.processes import living
 from truing.infra.programs import Program, socket_path
@@ -273,3 +274,45 @@ def test_a_full_disk_is_said_in_one_line_and_lived_through(tmp_path: Path, setti
     assert found["up again"].startswith("Unavailable: ") and "expected 20 MB free, got 0 MB; free some" in found["up again"]
     assert found["left then"] == 0 and found["up at last"] == ""
     assert not living(settings.data)
+
+
+# --- a clock that is set ------------------------------------------------------------------------------------------------------
+
+
+def test_the_age_of_a_sign_of_life_knows_no_wall_clock(tmp_path: Path, settings_in: In) -> None:
+    settings = settings_in(tmp_path)
+    beat(settings, "steward", now=-1e9, steady=1000.0)
+    found = last_beat(settings, "steward")
+    assert age(found, steady=1004.0) == 4.0
+    assert age(found, steady=3.0) is None, "said before the machine was last started"
+    assert age(None) is None and age({"pid": 1, "at": 5.0}) is None
+
+
+@pytest.mark.services
+@pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler (cc) for set_clock.c"
+)
+def test_a_clock_that_is_set_makes_no_living_part_look_dead(
+    tmp_path: Path, settings_in: In, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A day back, then three days on, while parts run that only say that they live."""
+    library, shift = tmp_path / "set_clock.so", tmp_path / "shift"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(ROOT / "tests" / "set_clock.c")], check=True)
+    shift.write_text("0")
+    stack = Stack(settings_in(tmp_path), parts=("broker", "ingest", "steward"))
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    monkeypatch.setenv("SHIFT_FILE", str(shift))
+    try:
+        stack.up()
+        pids = {name: state["pid"] for name, state in stack.states().items()}
+        for seconds in (-86_400, 2 * 86_400):
+            shift.write_text(str(seconds))
+            for part in ("ingest", "steward"):
+                wanted = time.time() + seconds
+                assert until(lambda part=part, wanted=wanted: abs((last_beat(stack.settings, part) or {})["at"] - wanted) < 120)
+            assert stack.up() is False
+            states = stack.states()
+            assert all(stack.healthy(part, states[part.name]) for part in stack.parts)
+        assert {name: state["pid"] for name, state in stack.states().items()} == pids, "none was restarted"
+    finally:
+        stack.down()
