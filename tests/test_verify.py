@@ -202,6 +202,13 @@ def test_tampering_is_found_and_named(what: str, folder: Folder, truing: Any, mo
     assert shown[0] == 3 and "checks fail" in shown[1].splitlines()[0] and "Traceback" not in shown[2]
 
 
+def test_what_an_attacker_writes_can_not_steer_the_terminal(folder: Folder, truing: Any) -> None:
+    folder.tag("2", **{"verdict.outcome": "\x1b[2J\x1b]0;all well\x07\r\nversion 2  files  ok"})
+    code, out, err = truing("verify", "2")
+    assert code == 3 and "[2J" in out and not {"\x1b", "\x07", "\r"} & set(out + err)
+    assert sum(line.startswith("version 2  files") for line in out.splitlines()) == 1
+
+
 def test_a_head_that_has_expired_is_found(folder: Folder, truing: Any) -> None:
     """The steward has been away for two hours: nothing says any more what is newest."""
     from truing.tasks.release.book import open_book

@@ -13,7 +13,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 from truing.flows.cli import acts, events, history, keys, proofs, running, runs, starting
-from truing.flows.cli.output import note
+from truing.flows.cli.output import flat, note
 from truing.tasks.errors import TruingError
 
 EPILOG = """Settings come from the command line, TRUING_* variables, truing.toml, then defaults.
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             settings = as_running(settings)
         return int(args.do(args, settings) or 0)
     except TruingError as error:
-        note(f"truing {args.verb}: {error}")
+        note(flat(f"truing {args.verb}: {error}"))
         return error.exit_code
     except KeyboardInterrupt:
         note(f"truing {args.verb}: interrupted")

@@ -10,17 +10,27 @@ from typing import Any
 
 def result(data: Any, text: str, *, as_json: bool) -> None:
     """The one result of a verb."""
-    print(json.dumps(data, indent=2, default=str) if as_json else text)
+    print(json.dumps(data, indent=2, default=str) if as_json else printable(text))
 
 
 def note(text: str) -> None:
     """A line for the person at the terminal; never part of the result."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Without control characters: tags and reasons may have been written by anybody, and a terminal obeys what it is sent."""
+    return text if text.isprintable() else "".join(char if char.isprintable() or char == "\n" else " " for char in text)
+
+
+def flat(text: str) -> str:
+    """On one line: what somebody wrote into a tag must not look like a line of ours."""
+    return text if text.isprintable() else " ".join(printable(text).split())
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """Columns padded to their widest cell; None is a dash."""
-    rows = [[str(cell) for cell in head], *([("-" if cell is None else str(cell)) for cell in line] for line in lines)]
+    """Columns padded to their widest cell; None is a dash. A cell stays on its line, whatever is in it."""
+    rows = [[str(cell) for cell in head], *([("-" if cell is None else flat(str(cell))) for cell in line] for line in lines)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 

@@ -9,7 +9,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-from truing.flows.cli.output import note, result, table
+from truing.flows.cli.output import flat, note, result, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -185,6 +185,6 @@ def _shown(lines: Iterable[Line]) -> str:
 
 
 def _plain(text: str, most: int) -> str:
-    """One line of at most so many characters: what people wrote reaches a terminal here, so no control character does."""
-    flat = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return flat if len(flat) <= most else flat[: most - 1] + "…"
+    """One line of at most so many characters."""
+    line = flat(text)
+    return line if len(line) <= most else line[: most - 1] + "…"

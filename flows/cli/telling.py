@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from truing.flows.cli.output import ago, ahead, span, table
+from truing.flows.cli.output import ago, ahead, flat, span, table
 
 
 def told(found: dict[str, Any]) -> str:
@@ -30,8 +30,8 @@ def told(found: dict[str, Any]) -> str:
     if not found["up"]:
         more = f"; {found['orphans']} orphans live on (`truing up` or `truing down` ends them)" if found["orphans"] else ""
         return "\n".join([f"down: nothing runs on {found['data']}{more}", *lines])
-    lines += ["", *(line for one in found["problems"] for line in _problem(one, now))]
-    lines += [f"! finding {one['key']}: expected {one['expected']}, got {one['got']}, since {ago(one['at'], now)}"
+    lines += ["", *(flat(line) for one in found["problems"] for line in _problem(one, now))]
+    lines += [flat(f"! finding {one['key']}: expected {one['expected']}, got {one['got']}, since {ago(one['at'], now)}")
               for one in found["findings"] or []]  # fmt: skip
     if found["lag"]:
         lag = found["lag"]
@@ -41,7 +41,7 @@ def told(found: dict[str, Any]) -> str:
         lines += ["", table(("run", "last", "", "next"), shown)]
     disk = found["disk"]
     lines += ["", f"{found['memory_mb']} MB memory, {disk['used_mb']} MB on disk, {disk['free_mb']} MB free, {found['data']}"]
-    lines += [f"note: {one}" for one in found["notes"]]
+    lines += [flat(f"note: {one}") for one in found["notes"]]
     lines.append(found["locks"])
     return "\n".join(lines)
 
