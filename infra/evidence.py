@@ -1,19 +1,12 @@
 """Gathers what `tasks.release.proof` checks: from the files of this data folder, without a running part; what this user can't
 open there, from the registry and the gateway over HTTP.
-
-MLflow's database may have been written by anybody, so it is opened read-only, with plain SELECTs, no functions of its schema
-and a limit on time; artifacts are read only below the artifact folder, and nothing through a link.
 """
 
 from __future__ import annotations
 
 import os
-import sqlite3
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -22,90 +15,15 @@ from truing.infra.gateway.cache import Cache
 from truing.infra.keys import keyring
 from truing.infra.logins import registry_as
 from truing.infra.settings import Settings
+from truing.infra.stored import Shelf
 from truing.tasks.errors import DataError, TruingError, Unavailable
-from truing.tasks.records import Record
 from truing.tasks.release.acts import STANDING, Acts
 from truing.tasks.release.audit import Broken, Line, Mark, follow, read
 from truing.tasks.release.book import Book, read_book
-from truing.tasks.release.chain import whole_lines
-from truing.tasks.release.findings import open_findings
 from truing.tasks.release.proof import DIFFERS, MISSING, OK, Check, Evidence, Remembered
-from truing.tasks.release.reconcile import Finding
 from truing.tasks.release.registry import Registry
 from truing.tasks.release.versions import Model, Version
-from truing.tasks.seal import Keys, read_tree
-
-QUERY_S = 20.0  # a view or trigger planted in the database can't hold us longer
-_STORE = "mlflow-artifacts:/"
-
-
-class Shelf:
-    """MLflow's registry as it lies on this disk."""
-
-    def __init__(self, folder: Path) -> None:
-        self.database, self.artifacts = folder / "mlflow.db", folder / "artifacts"
-
-    def model(self, problem: str) -> Model | None:
-        """None if there is no such model. Raises Unavailable at what does not read."""
-        with self._open() as rows:
-            if not rows("SELECT 1 FROM registered_models WHERE name = ?", problem):
-                return None
-            tags = rows("SELECT key, value FROM registered_model_tags WHERE name = ?", problem)
-            aliases = rows("SELECT alias, version FROM registered_model_aliases WHERE name = ?", problem)
-        return Model(
-            problem=problem,
-            tags={str(key): str(value or "") for key, value in tags},
-            aliases={str(alias): str(version) for alias, version in aliases},
-        )
-
-    def versions(self, problem: str) -> list[Version]:
-        """All versions by rising number, their artifact folder as MLflow names it."""
-        with self._open() as rows:
-            found = rows(
-                "SELECT version, creation_time, description, coalesce(storage_location, source), status FROM model_versions "
-                "WHERE name = ? AND current_stage != 'Deleted_Internal' ORDER BY version",
-                problem,
-            )
-            tags: dict[str, dict[str, str]] = {}
-            for version, key, value in rows("SELECT version, key, value FROM model_version_tags WHERE name = ?", problem):
-                tags.setdefault(str(version), {})[str(key)] = str(value or "")
-        return [
-            Version(
-                problem=problem,
-                version=str(int(version)),
-                created=int(created or 0) / 1000.0,
-                tags=tags.get(str(version), {}),
-                description=str(description or ""),
-                artifacts=str(location or ""),
-                status=str(status),
-            )
-            for version, created, description, location, status in found
-        ]
-
-    def files(self, version: Version) -> dict[str, bytes]:
-        """The bytes that lie where MLflow says. Raises ValueError for a place outside the artifact folder, or a link."""
-        if not version.artifacts.startswith(_STORE):
-            raise ValueError(f"expected a place below {_STORE}, got {version.artifacts[:60]!r}")
-        folder = self.artifacts / version.artifacts.removeprefix(_STORE).strip("/")
-        try:
-            if self.artifacts.resolve() not in folder.resolve().parents or folder.resolve() != folder.absolute():
-                raise ValueError(f"expected a plain folder below {self.artifacts}, got {version.artifacts[:60]!r}")
-            return read_tree(folder)
-        except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError to pathlib
-            raise ValueError(f"{version.artifacts[:60]!r} does not read: {error}") from None
-
-    @contextmanager
-    def _open(self) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
-        """`rows(select, *values)` on the open database."""
-        try:
-            with closing(sqlite3.connect(f"{self.database.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)) as database:
-                database.text_factory = lambda raw: raw.decode("utf-8", "replace")
-                end = time.monotonic() + QUERY_S
-                database.set_progress_handler(lambda: time.monotonic() > end, 10_000)
-                database.execute("PRAGMA trusted_schema = OFF")
-                yield lambda select, *values: database.execute(select, values).fetchall()
-        except (sqlite3.Error, ValueError, TypeError) as error:
-            raise Unavailable(f"expected MLflow's database {self.database} to read, got: {error}; restore it") from None
+from truing.tasks.seal import Keys
 
 
 def visitor(
@@ -133,8 +51,8 @@ def gather(settings: Settings, problems: Iterable[str], *, user: str | None = No
     keys = keyring(settings).public()
     unread: dict[str, str] = {}
     checks: list[Check] = []
-    book = _book(settings, keys, unread, checks)
-    lines = _audit(settings, keys, user, book, unread, checks)
+    book = steward_book(settings, keys, unread, checks)
+    lines = read_audit(settings, keys, user, book, unread, checks)
     acts, standing = Acts(keys.registry), list[tuple[str, str]]()
     for line in lines or ():
         acts.apply(line)
@@ -168,53 +86,9 @@ def gather(settings: Settings, problems: Iterable[str], *, user: str | None = No
     return found, checks
 
 
-class Examined(Record, frozen=True):
-    """What `truing audit verify` found: `broken` is the first break in one line, or empty."""
-
-    broken: str
-    text: str
-    data: dict[str, Any]
-
-
-def examine(settings: Settings, *, user: str | None = None) -> Examined:
-    """Chain, signatures, every audit head that the steward countersigned, its book, and its open findings."""
-    keys = keyring(settings).public()
-    unread: dict[str, str] = {}
-    checks: list[Check] = []
-    book = _book(settings, keys, unread, checks)
-    lines = _audit(settings, keys, user, book, unread, checks)
-    if lines is None:
-        raise Unavailable(unread["audit"])
-    fresh = not settings.desk.exists() and not lines  # nothing has begun yet
-    opened, closed = _findings(settings, keys, unread, checks)
-    first = next((one for one in checks if one.broken and not fresh), None)
-    broken = f"{first.about}'s {first.name}: expected {first.expected}, got {first.got}" if first else ""
-    if opened and not broken:
-        one = opened[0]
-        broken = f"finding {one.key}: expected {one.expected}, got {one.got} ({len(opened)} open; see `truing status`)"
-    marks = book.marks if book else []
-    data = {
-        "whole": not broken,
-        "records": len(lines),
-        "countersigned": len(marks),
-        "until": marks[-1].n if marks else 0,
-        "findings": [{**msgspec.structs.asdict(one), "key": one.key} for one in opened],
-        "findings_closed": closed,
-        "broken": broken,
-        "unread": unread,
-    }
-    text = f"audit whole: {len(lines)} records, chained and signed"
-    if book is None:
-        text += "; the steward's countersigned heads could not be read: run as root or as its account"
-    else:
-        text += f"; {len(marks)} heads countersigned by the steward, the last at {marks[-1].n if marks else 0}"
-        text += "" if "findings" in unread else f"; no open findings, {closed} put right so far"
-    return Examined(broken=broken, text=text, data=data)
-
-
-def _book(settings: Settings, keys: Keys, unread: dict[str, str], checks: list[Check]) -> Book | None:
+def steward_book(settings: Settings, keys: Keys, unread: dict[str, str], checks: list[Check]) -> Book | None:
     path = settings.desk / "book.jsonl"
-    if _closed(path):
+    if closed(path):
         unread["book"] = f"{path}: not readable for this user; run as root or as the steward's account"
         return None
     try:
@@ -229,20 +103,7 @@ def _book(settings: Settings, keys: Keys, unread: dict[str, str], checks: list[C
     return book
 
 
-def _findings(settings: Settings, keys: Keys, unread: dict[str, str], checks: list[Check]) -> tuple[list[Finding], int]:
-    """What the steward found to differ and is still so, oldest first; and how many it found that are gone."""
-    path = settings.desk / "findings.jsonl"
-    if _closed(path):
-        unread["findings"] = f"{path}: not readable for this user; run as root or as the steward's account"
-        return [], 0
-    try:
-        return open_findings(path, keys), sum(line.entry.act == "close" for line in whole_lines(path))
-    except Broken as error:
-        checks.append(Check(about="steward", name="findings", state=DIFFERS, expected="a whole chain", got=str(error)))
-        return [], 0
-
-
-def _audit(
+def read_audit(
     settings: Settings, keys: Keys, user: str | None, book: Book | None, unread: dict[str, str], checks: list[Check]
 ) -> list[Line] | None:
     """The checked lines; up to the break of a broken chain. None if nobody lets us read it."""
@@ -271,7 +132,7 @@ def _audit(
 def audit_lines(settings: Settings, *, user: str | None = None) -> tuple[Iterable[Line], str]:
     """The audit's lines, unchecked, and where they come from. Raises Unavailable if nobody lets this user read them."""
     path = settings.guard / "audit.jsonl"
-    if not _closed(path):
+    if not closed(path):
         return read(path), "read here"
     try:
         return visitor(settings, user).rest.audit(0), "read over HTTP"
@@ -305,7 +166,7 @@ def checked(lines: Iterable[Line], keys: Iterable[bytes], heads: Iterable[Mark])
 
 def _shelf(settings: Settings, user: str | None, unread: dict[str, str]) -> Shelf | Registry | None:
     shelf = Shelf(settings.store)
-    if not _closed(shelf.database) and shelf.database.exists():
+    if not closed(shelf.database) and shelf.database.exists():
         return shelf
     try:
         registry = visitor(settings, user)
@@ -339,7 +200,7 @@ def _files(shelf: Shelf | Registry | None) -> Callable[[Version], Mapping[str, b
 def _gateway(settings: Settings, problem: str, unread: dict[str, str]) -> Remembered | None:
     """What its cache says, else what it answers."""
     folder = settings.data / "gateway" / problem
-    if not _closed(folder / "state.json"):
+    if not closed(folder / "state.json"):
         try:
             state = Cache(folder).state()
         except Unavailable as error:
@@ -355,7 +216,7 @@ def _gateway(settings: Settings, problem: str, unread: dict[str, str]) -> Rememb
         return None
 
 
-def _closed(path: Path) -> bool:
+def closed(path: Path) -> bool:
     """Is it there, or may it be there, and this user can't open it?"""
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from truing.infra import notify
+from truing.infra import announced, notify
 from truing.infra.control import SAYS
 from truing.infra.settings import Settings
 from truing.infra.stack import Stack
@@ -223,7 +223,7 @@ def test_every_announcement_has_words_or_waits_for_nobody(tmp_path: Path, settin
     silent = {"run.requested", "memory.updated"}
     for kind in SAYS:
         message = {"type": kind, "problem": "adult", "version": "4", "outcome": "pass", "expires": 3600.0, "key": "champion"}
-        assert (notify.words(message, settings) is None) == (kind in silent), kind
+        assert (announced.words(message, settings) is None) == (kind in silent), kind
 
 
 @pytest.mark.services

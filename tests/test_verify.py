@@ -190,7 +190,7 @@ TAMPERED: dict[str, tuple[Callable[[Folder], object], tuple[str, str], str]] = {
 
 @pytest.mark.parametrize("what", TAMPERED)
 def test_tampering_is_found_and_named(what: str, folder: Folder, truing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("truing.infra.evidence.QUERY_S", 0.5)
+    monkeypatch.setattr("truing.infra.stored.QUERY_S", 0.5)
     tamper, where, says = TAMPERED[what]
     tamper(folder)
     code, out, err = truing("verify", "--all", "--json")

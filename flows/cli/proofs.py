@@ -44,7 +44,8 @@ def do_verify(args: argparse.Namespace, settings: Settings) -> int:
     from truing.infra.catalog import catalog, chosen
     from truing.infra.evidence import gather
     from truing.tasks.errors import UsageError
-    from truing.tasks.release.proof import UNREAD, prove_problem, prove_version
+    from truing.tasks.release.proof import UNREAD, prove_problem
+    from truing.tasks.release.proof_version import prove_version
 
     if args.all and args.version:
         raise UsageError(f"verify: expected a version or --all, got {args.version} and --all; leave one out")
@@ -120,7 +121,7 @@ def do_audit(args: argparse.Namespace, settings: Settings) -> int:
 
 def _verify_audit(args: argparse.Namespace, settings: Settings) -> int:
     """Chain, signatures, every countersigned head, the steward's book and its open findings; the first break in one line."""
-    from truing.infra.evidence import examine
+    from truing.infra.examined import examine
 
     found = examine(settings, user=args.login)
     if found.broken:
