@@ -19,12 +19,13 @@ class Disk:
         self.synced = 0  # tickets up to here are on the disk
         self.fsyncs = 0
         self._folder = folder
-        self._turn = threading.Lock()  # one fsync at a time: who waits for it is mostly served by the next one
-        self._guard = threading.Lock()
+        self._guard = threading.Condition(threading.Lock())
+        self._busy = False  # one of those who wait is at it, for all who came before
         self._handle = -1
         self._named = -1  # the file whose name the folder has on the disk
         self._leaving: list[int] = []
         self._tickets = 0
+        self.error: str | None = None
         self._lost: list[tuple[int, int]] = []  # tickets of failed fsyncs: the kernel tells only once, then forgets the pages
 
     def wrote(self, handle: int) -> int:
@@ -41,25 +42,35 @@ class Disk:
 
     def wait(self, ticket: int) -> None:
         """Return when the write of that ticket is on the disk. Raises Unavailable when the disk fails: it may be, or not."""
-        if self.synced >= ticket and not self._lost:
-            return
-        with self._turn:
-            if self.synced < ticket and not self._is_lost(ticket):
-                self._sync()
-            if self._is_lost(ticket):
-                raise Unavailable(f"the answer can't be recorded in {self._folder}: the disk failed; check it")
+        with self._guard:
+            self._guard.wait_for(lambda: not self._busy or self._settled(ticket))
+            mine = not self._settled(ticket)
+            if mine:
+                self._busy = True
+        if mine:
+            self._sync()
+        if self._is_lost(ticket):
+            raise Unavailable(f"the answer can't be recorded in {self._folder}: the disk failed ({self.error}); check it")
 
     def close(self) -> None:
-        with self._turn:
-            self._sync()
+        """Sync and close what was left."""
+        with self._guard:
+            self._guard.wait_for(lambda: not self._busy)
+            self._busy = True
+        self._sync()
+
+    def _settled(self, ticket: int) -> bool:
+        return self.synced >= ticket or self._is_lost(ticket)
 
     def _is_lost(self, ticket: int) -> bool:
         return any(first <= ticket <= last for first, last in self._lost)
 
     def _sync(self) -> None:
+        """Called by the one who has set `_busy`, so by one thread at a time."""
         with self._guard:
             upto, handle, leaving = self._tickets, self._handle, self._leaving
             self._leaving = []
+        failed = True  # until it is through: told to all whose events it held
         try:
             for each in leaving:
                 os.fsync(each)
@@ -68,14 +79,21 @@ class Disk:
             if handle != self._named:
                 self._sync_folder()
                 self._named = handle
-        except OSError:
-            self._lost.append((self.synced + 1, upto))
+            failed = False
+        except OSError as error:
+            self.error = error.strerror
         finally:
             for each in leaving:
                 with suppress(OSError):
                     os.close(each)
-        self.synced = upto
-        self.fsyncs += 1
+            with self._guard:
+                if failed:
+                    first = self._lost.pop()[0] if self._lost and self._lost[-1][1] == self.synced else self.synced + 1
+                    self._lost.append((first, upto))
+                self.synced = upto
+                self.fsyncs += 1
+                self._busy = False
+                self._guard.notify_all()
 
     def _sync_folder(self) -> None:
         folder = os.open(self._folder, os.O_RDONLY)
