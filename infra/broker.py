@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from truing.infra.settings import Settings
+from truing.infra.tls import distrust
 from truing.tasks.errors import SettingsError, Unavailable
 
 
@@ -152,6 +153,10 @@ def _admin(settings: Settings, seconds: float) -> Any:
             )
         except KafkaError as error:
             cause = f"{_short(error)}: is it a Kafka broker"
+            if settings.kafka.security_protocol.endswith("SSL") and (doubt := distrust(host, port, connection(settings))):
+                raise Unavailable(
+                    f"{_who(settings)}: expected to trust one another, got: {doubt}; correct TRUING_KAFKA__SSL_*"
+                ) from None
         except OSError as error:
             cause = str(error.strerror or error).lower()
         if time.monotonic() >= end:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
+from typing import Any
 
 from truing.infra.settings import Settings
 from truing.tasks.errors import Unavailable
@@ -51,6 +53,27 @@ def check(settings: Settings) -> None:
                 f"expected the certificate {tls.certificate} to prove {host} to our clients, got: {got}; "
                 "name its authority in TRUING_TLS__CA, or have one made for that host"
             ) from None
+
+
+def distrust(host: str, port: int, kafka: dict[str, Any]) -> str | None:
+    """Why a broker and a client with these options (`broker.connection`) don't believe one another; None if they do.
+
+    The client library retries and says no more than that it timed out.
+    """
+    try:
+        context = ssl.create_default_context(cafile=kafka.get("ssl_cafile"))
+        if "ssl_certfile" in kafka:
+            context.load_cert_chain(kafka["ssl_certfile"], kafka.get("ssl_keyfile"))
+        with socket.create_connection((host, port), 2.0) as plain, context.wrap_socket(plain, server_hostname=host) as secured:
+            secured.settimeout(0.5)
+            secured.recv(1)  # in TLS 1.3 a refusal of our own certificate comes with the first bytes
+    except TimeoutError:  # it waits for a request: all is well
+        return None
+    except ssl.SSLError as error:
+        return getattr(error, "verify_message", "") or error.reason or str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _shake(server: ssl.SSLContext, client: ssl.SSLContext, host: str) -> None:

@@ -6,6 +6,7 @@ import datetime
 import http.client
 import ipaddress
 import ssl
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from truing.flows.cli.runs import run_now
-from truing.infra import tls
-from truing.infra.broker import connection
+from truing.infra import apache, tls
+from truing.infra.broker import connection, ensure_topics
 from truing.infra.calls import call
 from truing.infra.client import Client
 from truing.infra.logins import registry_as
@@ -26,6 +27,7 @@ from truing.infra.settings import Settings, Tls
 from truing.infra.stack import Stack
 from truing.infra.status import prefect_call, status
 from truing.tasks.errors import Unavailable
+from truing.tasks.events.stream import Publisher
 
 In = Callable[..., Settings]
 NOW = datetime.datetime.now(datetime.UTC)
@@ -147,6 +149,46 @@ def test_kafka_clients_are_given_the_certificates_for_ssl_only(tmp_path: Path, s
     assert (found["ssl_certfile"], found["ssl_keyfile"]) == ("/c", "/k")
     named = kafka.model_copy(update={"ssl_ca": Path("/another")})
     assert connection(plain.model_copy(update={"kafka": named}))["ssl_cafile"] == "/another"
+
+
+@pytest.mark.services
+def test_an_apache_kafka_is_reached_over_tls(
+    tmp_path: Path, on_apache: In, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that speaks TLS and asks its clients for a certificate; one that is not ours is not believed."""
+    settings, shown = on_apache(tmp_path), authority.issue("127.0.0.1")
+    assert shown.certificate is not None and shown.key is not None
+    pair = tmp_path / "broker.pem"
+    pair.write_bytes(shown.key.read_bytes() + shown.certificate.read_bytes())
+    store = {"keystore": pair, "truststore": authority.ca}
+    secured = apache.properties(settings).replace("PLAINTEXT:PLAINTEXT", "PLAINTEXT:SSL") + "".join(
+        f"ssl.{name}.type=PEM\nssl.{name}.location={path}\n" for name, path in store.items()
+    )
+    monkeypatch.setattr(apache, "properties", lambda settings: secured + "ssl.client.auth=required\n")
+    command = apache.prepare(settings)
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=settings.data / "broker", stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yours = {"broker": "external", "security_protocol": "SSL"}
+        files = {"ssl_ca": authority.ca, "ssl_certificate": shown.certificate, "ssl_key": shown.key}
+        right = settings.model_copy(update={"kafka": settings.kafka.model_copy(update=yours | files)})
+        ensure_topics(right, 60.0)
+        publisher = Publisher(connection(right), "user-events")
+        publisher.publish([(b"key", b"value")])
+        publisher.close()
+        stranger = files | {"ssl_ca": Authority(tmp_path / "other", "Other CA").ca}
+        for wrong, says in (
+            (yours | stranger, r"expected to trust one another, got: .*certificate.*; correct TRUING_KAFKA__SSL_\*"),
+            (yours | {"ssl_ca": authority.ca}, r"trust one another, got: \w+_CERTIFICATE(_REQUIRED)?; correct"),
+            ({"broker": "external"}, r"expected an answer within 3 s"),
+        ):
+            lost = settings.model_copy(update={"kafka": settings.kafka.model_copy(update=wrong)})
+            with pytest.raises(Unavailable, match=says) as caught:
+                ensure_topics(lost, 3.0)
+            assert "\n" not in str(caught.value)
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 # --- the running thing --------------------------------------------------------------------------------------------------------
