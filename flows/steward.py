@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +75,8 @@ class Desk:
     recovered: set[str] = field(default_factory=set)
     shown: set[int] = field(default_factory=set)
     said: set[str] = field(default_factory=set)
+    bench: threading.Thread | None = None  # where a verdict is made, so that a way back never waits for one
+    aside: bool = True
     clock: float = field(default_factory=lambda: time.time() - time.monotonic())
     at: dict[str, float] = field(default_factory=dict)
 
@@ -155,6 +157,7 @@ class Due:
     version: str
     name: str
     do: Callable[[], str]
+    slow: bool = False  # a verdict: made on the bench
 
     @property
     def key(self) -> str:
@@ -174,7 +177,7 @@ def due(desk: Desk, problem: Problem, policy: Policy, docket: Docket) -> Iterato
         return
     for one in book.unfinished(name):
         if isinstance(one, Judged):
-            yield Due("gate", name, one.version, str(one.n), partial(shown, desk, problem, one))
+            yield Due("gate", name, one.version, str(one.n), partial(shown, desk, problem, one), slow=True)
         else:
             yield Due("release", name, one.release.version, str(one.n), partial(served, desk, problem, one))
     asked = docket.rollback
@@ -194,7 +197,7 @@ def due(desk: Desk, problem: Problem, policy: Policy, docket: Docket) -> Iterato
 
         yield from planned(desk, problem, "release", version, act, forward)
     for version in unjudged(docket, book, name, policy.digest):
-        yield Due("gate", name, version, policy.digest, partial(judged, desk, problem, policy, version, docket))
+        yield Due("gate", name, version, policy.digest, partial(judged, desk, problem, policy, version, docket), slow=True)
 
 
 def planned(
@@ -216,8 +219,16 @@ def planned(
 
 
 def attempt(desk: Desk, each: Due, *, quiet: bool = False) -> bool:
-    """Do one act, as a Prefect run unless `quiet`. What fails is logged once and tried again, ever less often."""
+    """Do one act, as a Prefect run unless `quiet`. What fails is logged once and tried again, ever less often.
+
+    A slow one goes to the bench, one at a time, and counts as none here: what it writes wakes the steward.
+    """
     if not desk.patience.ready(each.key):
+        return False
+    if each.slow and desk.aside:
+        if desk.bench is None or not desk.bench.is_alive():
+            desk.bench = threading.Thread(target=attempt, args=(desk, replace(each, slow=False)), name="bench", daemon=True)
+            desk.bench.start()
         return False
     try:
         told = each.do() if quiet else as_run(desk.settings, each.act, each.problem, each.version, each.do)
@@ -236,6 +247,7 @@ def attempt(desk: Desk, each: Due, *, quiet: bool = False) -> bool:
 
 def judged(desk: Desk, problem: Problem, policy: Policy, version: str, docket: Docket) -> str:
     seen = desk.registry.version(problem.name, version)
+    docket = replace(docket, versions=dict(docket.versions))  # as it is now: the audit is read on meanwhile
     made = loop.decide(
         desk.vault, desk.lake, desk.registry, problem, policy, seen,
         docket=docket, book=desk.book, offices=desk.offices(), ledger=desk.settings.desk / "looks" / f"{problem.name}.jsonl",
@@ -432,6 +444,9 @@ def open_desk(settings: Settings) -> Desk:
 
 
 def close_desk(desk: Desk) -> None:
+    """A verdict on the bench has a few seconds to be finished; else it is made again after the next start."""
+    if desk.bench is not None:
+        desk.bench.join(5.0)
     desk.book.close()
     desk.rounds.findings.close()
     desk.registry.close()

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))  # the stage is th
 
 from stage import NAME, Stage, until
 
+from truing.flows import loop
 from truing.flows.steward import Desk, close_desk, open_desk, turn
 from truing.tasks import seal
 from truing.tasks.errors import Refused, TruingError
@@ -51,6 +52,7 @@ class Room:
     def opened(self) -> Desk:
         if self.desk is None:
             self.desk = open_desk(self.settings)
+            self.desk.aside = False  # in one thread, where it can be stopped
         return self.desk
 
     def die(self) -> None:
@@ -286,6 +288,40 @@ def test_the_newest_release_that_stands_comes_back_when_an_approval_is_revoked(r
         room.work()
         raise Refused(seal.Refusal(code="rollback.revoked", reason="not released", remedy="none"))
     assert room.releases[-1].version == older
+
+
+def test_a_way_back_does_not_wait_for_a_verdict(room: Room) -> None:
+    """With a verdict on the bench that does not come to an end, a rollback is released all the same."""
+    room.consistent()
+    target = room.releases[-2].version
+    begun, end = threading.Event(), threading.Event()
+    real = loop.decide
+
+    def slowly(*arguments: Any, **named: Any) -> Any:
+        begun.set()
+        assert end.wait(60.0)
+        return real(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "decide", slowly)
+        room.opened().aside = True
+        try:
+            version = room.stage.register(room.stage.variant())
+            turn(room.opened())
+            assert begun.wait(30.0)
+            room.stage.approver.request_rollback(NAME, target, "complaints")
+            before = room.releases[-1].sequence
+            assert turn(room.opened()) == 1
+            assert (room.releases[-1].version, room.releases[-1].sequence) == (target, before + 1)
+            assert room.stage.outcome(version) is None
+        finally:
+            end.set()
+            bench = room.opened().bench
+            assert bench is not None
+            bench.join(60.0)
+            room.opened().aside = False
+    room.consistent()
+    assert room.stage.outcome(version) == "pass"
 
 
 # --- in advance ---------------------------------------------------------------------------------------------------------------

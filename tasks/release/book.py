@@ -13,6 +13,7 @@ still due. Nothing that was replaced comes back by that, and no sequence is give
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -59,11 +60,13 @@ class Issued(Record, frozen=True):
 class Book:
     """What the book says. Made by `open_book` (the steward, who alone writes) or `read_book` (everybody else).
 
-    `keys` may be replaced when they rotate. `fresh`: there was nothing in it when it was opened.
+    Safe between threads: the steward judges in one and releases in another. `keys` may be replaced when they rotate. `fresh`:
+    there was nothing in it when it was opened.
     """
 
     def __init__(self, keys: Keys, chain: Chain | None = None) -> None:
         self.keys, self._chain = keys, chain
+        self._turn = threading.RLock()
         self._judged: dict[tuple[str, str], Judged] = {}
         self._issued: dict[str, dict[int, Issued]] = {}
         self._heads: dict[str, Head] = {}
@@ -83,8 +86,9 @@ class Book:
 
     def issued(self, problem: str) -> list[Issued]:
         """Every release by rising sequence."""
-        known = self._issued.get(problem, {})
-        return [known[sequence] for sequence in sorted(known)]
+        with self._turn:
+            known = self._issued.get(problem, {})
+            return [known[sequence] for sequence in sorted(known)]
 
     def releases(self, problem: str) -> list[Release]:
         return [one.release for one in self.issued(problem)]
@@ -112,8 +116,9 @@ class Book:
 
     def unfinished(self, problem: str) -> list[Judged | Issued]:
         """What was signed but perhaps not shown to everybody, oldest first."""
-        signed: list[Judged | Issued] = [one for (name, _), one in self._judged.items() if name == problem]
-        signed += self.issued(problem)
+        with self._turn:
+            signed: list[Judged | Issued] = [one for (name, _), one in self._judged.items() if name == problem]
+            signed += self.issued(problem)
         return sorted((one for one in signed if one.n not in self._done), key=lambda one: one.n)
 
     # --- writing
@@ -203,7 +208,8 @@ class Book:
     def _write(self, act: str, target: str, facts: dict[str, str], at: float) -> None:
         if self._chain is None:
             raise ValueError("expected the steward's own open book, got one that was only read; use open_book")
-        self.apply(self._chain.add(act, target, facts, at=at))
+        with self._turn:
+            self.apply(self._chain.add(act, target, facts, at=at))
 
 
 def open_book(path: Path, *, key: Callable[[], bytes], keys: Keys) -> Book:
