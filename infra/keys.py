@@ -261,13 +261,15 @@ def _plain(path: Path) -> bytes:
         return file.read()
 
 
-def _draft(path: Path, data: bytes, mode: int) -> Path:
+def _draft(path: Path, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> Path:
     """The data on the disk beside `path`, whole, or nothing: a full disk leaves no half key."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(handle, mode)
+            if owner is not None:
+                os.fchown(handle, *owner)
             file.write(data)
             file.flush()
             os.fsync(handle)
@@ -280,10 +282,9 @@ def _draft(path: Path, data: bytes, mode: int) -> Path:
 def _replace(path: Path, data: bytes) -> None:
     """One move, and the new file belongs to whom the old one (or its folder) belonged."""
     facts = (path if path.exists() else path.parent).lstat()
-    draft = _draft(path, data, 0o644 if path.suffix == ".pub" else 0o600)
+    owner = (facts.st_uid, facts.st_gid) if os.geteuid() == 0 else None
+    draft = _draft(path, data, 0o644 if path.suffix == ".pub" else 0o600, owner)
     try:
-        if os.geteuid() == 0:
-            os.chown(draft, facts.st_uid, facts.st_gid)
         draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)

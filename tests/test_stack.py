@@ -158,6 +158,19 @@ def test_a_sign_of_life_is_replaced_whole(tmp_path: Path, settings_in: In) -> No
     assert [path.name for path in (settings.data / "run").iterdir()] == ["ingest"]
 
 
+def test_a_sign_of_life_is_a_plain_file(tmp_path: Path, settings_in: In) -> None:
+    """Root reads it in a folder of the part's account: a pipe there would hold `truing status` for ever."""
+    settings = settings_in(tmp_path)
+    beat(settings, "ingest", now=5.0)
+    path = settings.place("ingest") / "beat.json"
+    aside = path.rename(tmp_path / "aside.json")
+    path.symlink_to(aside)
+    assert last_beat(settings, "ingest") is None
+    path.unlink()
+    os.mkfifo(path)
+    assert last_beat(settings, "ingest") is None
+
+
 def test_verbs_find_a_stack_on_other_ports(tmp_path: Path, settings_in: In) -> None:
     here, there = settings_in(tmp_path), settings_in(tmp_path)
     assert as_running(here) == here
@@ -183,7 +196,9 @@ def test_ports_auto_moves_what_is_taken_and_nothing_else(tmp_path: Path, setting
     with socket.socket() as other:
         other.bind(("127.0.0.1", int(settings.kafka.bootstrap.rpartition(":")[2])))
         assert moved(settings).kafka.bootstrap != settings.kafka.bootstrap
-        assert moved(settings.model_copy(update={"kafka": external})).kafka == external, "a broker of your own stays where it is"
+        assert moved(settings.model_copy(update={"kafka": external})).kafka == external, (
+            "a broker of your own stays where it is"
+        )
 
 
 # --- orphans ------------------------------------------------------------------------------------------------------------------
