@@ -74,8 +74,15 @@ class Page:
             await self.call("Input.insertText", text=text)
         await self.js("document.querySelector('[data-testid=add-tag-button]').click()")
 
+    async def close_panel(self) -> None:
+        """MLflow opens a panel of its own at the right on the first visit; away with it, as a person would."""
+        button = "[...document.querySelectorAll('button')].find(b => { const r = b.getBoundingClientRect();"
+        button += " return r.width > 0 && r.left > innerWidth - 80 && r.top < 70; })"
+        await self.js(f"{button}?.click()")
+
     async def picture(self, path: Path) -> None:
-        """What a person sees now, as PNG."""
+        """What a person sees now, as PNG. Waits a moment for what is still sliding in."""
+        await asyncio.sleep(1.0)
         shot = await self.call("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(shot["data"]))
 

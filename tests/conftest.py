@@ -30,6 +30,7 @@ settings_module.quiet()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-browser", action="store_true", help="a missing chromium is a failure, not a skip")
+    parser.addoption("--pictures", metavar="FOLDER", help="keep screenshots of MLflow's page here (the README's are made so)")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -124,7 +124,9 @@ class Stage:
         return version
 
     def outcome(self, version: str) -> str | None:
-        return self.trainer.version(NAME, version).outcome
+        """The verdict, once its envelope stands too: that goes last."""
+        seen = self.trainer.version(NAME, version)
+        return seen.outcome if seen.verdict else None
 
     # --- what serves
     def status(self) -> dict[str, Any]:
