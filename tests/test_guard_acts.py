@@ -435,8 +435,8 @@ def test_what_mlflow_refuses_by_itself_is_in_the_audit_too(world: World) -> None
         answer = http.post("/api/2.0/mlflow/runs/create", json={}, headers={"Origin": "https://evil.example"})
         assert answer.status_code == 403
         assert until(since, ("?", "runs/create"))
-        assert http.get("/ajax-api/3.0/mlflow/assistant/config").status_code == 403
-        assert until(since, ("trainer", "get_config"))
+        assert http.put("/ajax-api/3.0/mlflow/assistant/config", json={}).status_code == 403
+        assert until(since, ("trainer", "update_config"))
     httpx.get(f"{world.url}/api/2.0/mlflow/experiments/search", trust_env=False)
     assert until(since, ("?", "login"))
     httpx.get(f"{world.url}/ajax-api/3.0/mlflow/mcp-servers", auth=("steward", "wrong"), trust_env=False)

@@ -37,6 +37,14 @@ class Act:
         return frozenset({self.role})
 
     @property
+    def matter(self) -> str:
+        """What waits for what: acts on one problem for each other, tags without power only for others of the same key."""
+        key, name = _text(self.body, "key"), _text(self.body, "name")
+        if not key or (RESERVED.match(key) and not key.startswith("verdict.")):
+            return name
+        return f"{name}/{_text(self.body, 'version')} {key}"
+
+    @property
     def target(self) -> str:
         """What it is about, for the audit: `adult/4 approval=approved`."""
         body = self.body

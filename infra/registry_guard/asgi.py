@@ -7,18 +7,22 @@ host and origin. So what is Flask's goes there directly.
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
 from anyio import to_thread
 
 from truing.infra.registry_guard import users
+from truing.infra.registry_guard.acts import answer
 from truing.infra.registry_guard.bell import Bell
 from truing.infra.registry_guard.guard import Guard
-from truing.infra.registry_guard.native import Native, Receive, Scope, Send
+from truing.infra.registry_guard.native import Native, Receive, Scope, Send, fail, reply
 from truing.infra.registry_guard.routes import NATIVE_READS
 from truing.infra.registry_guard.rules import CLOSED
+from truing.tasks.errors import TruingError
 
+_log = logging.getLogger("truing.registry")
 _FILE = re.compile(r"/(?:ajax-)?api/2\.0/mlflow-artifacts/artifacts/(.+)", re.DOTALL)
 
 
@@ -78,9 +82,29 @@ class Gate:
         elif function in NATIVE_READS:
             await self.app(scope, receive, self._listening(scope, send))
         elif (user := await self.native.login(scope, send)) is not None:
-            await self.native.refuse(user, scope, function, CLOSED, send)
+            if scope["method"] == "GET":  # MLflow's page looks there each time it is opened
+                await reply(send, 403, answer(CLOSED).encode())
+            else:
+                await self.native.refuse(user, scope, function, CLOSED, send)
 
     async def _ours(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Never a 500: what goes wrong before the answer has begun is said in one line."""
+        begun = False
+
+        async def noted(message: Any) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, noted)
+        except (OSError, ValueError, TruingError) as error:
+            if begun:
+                raise
+            _log.error("could not answer %s: %s", scope["path"], error)
+            await fail(send, 409, "RESOURCE_CONFLICT", "the registry could not answer this request; see its log")
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/truing/changes":
             await self.native.changes(scope, receive, send)
         elif scope["path"] == "/truing/audit":

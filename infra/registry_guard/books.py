@@ -47,15 +47,17 @@ class Books:
     # --- versions and models
     def version(self, problem: str, version: str) -> Held:
         """Raises MlflowException when there is none."""
-        return self._held(self.registry.get_model_version(problem, version))
+        raw = self.registry.get_model_version(problem, version)
+        root = below_root(self.registry.get_model_version_download_uri(problem, version))
+        return Held(version=_read(raw), root=root or "")
 
-    def versions(self) -> list[Held]:
+    def versions(self) -> list[Version]:
         """All versions of all problems."""
-        found: list[Held] = []
+        found: list[Version] = []
         token = None
         while True:
             page = self.registry.search_model_versions(None, max_results=1000, page_token=token)
-            found += [self._held(raw) for raw in page]
+            found += [_read(raw) for raw in page]
             token = page.token
             if not token:
                 return found
@@ -103,20 +105,6 @@ class Books:
             else:
                 self.registry.set_registered_model_tag(problem, RegisteredModelTag(key, value))
 
-    def _held(self, raw: Any) -> Held:
-        location = self.registry.get_model_version_download_uri(raw.name, raw.version)
-        return Held(
-            version=Version(
-                problem=raw.name,
-                version=str(raw.version),
-                created=raw.creation_timestamp / 1000.0,
-                tags=dict(raw.tags),
-                description=raw.description or "",
-                aliases=tuple(raw.aliases or ()),
-            ),
-            root=below_root(location) or "",
-        )
-
     # --- runs and logged models: they carry no power, so what was seen of them once is good enough
     def run(self, run: str) -> Owned:
         """Raises MlflowException when there is none."""
@@ -162,6 +150,17 @@ class Books:
 
         self.tracking.create_run, self.tracking.create_logged_model = run, model
         self.registry.create_model_version = version
+
+
+def _read(raw: Any) -> Version:
+    return Version(
+        problem=raw.name,
+        version=str(raw.version),
+        created=raw.creation_timestamp / 1000.0,
+        tags=dict(raw.tags),
+        description=raw.description or "",
+        aliases=tuple(raw.aliases or ()),
+    )
 
 
 def _stamps() -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from truing.infra.registry_guard.bell import Bell
 from truing.infra.registry_guard.files import CHUNK, Draft, IsFolder, Opened, Unsafe, parts
 from truing.infra.registry_guard.guard import Guard, unsafe
 from truing.infra.registry_guard.ownership import Place
+from truing.tasks.errors import TruingError
 from truing.tasks.records import Refusal
 
 Scope = MutableMapping[str, Any]
@@ -95,9 +96,13 @@ class Native:
 
     # --- logins and refusals
     async def login(self, scope: Scope, send: Send) -> str | None:
-        """Who asks; None after a 401."""
+        """Who asks; None when that is answered already, with a 401."""
         header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-        user = users.login_of(header)
+        try:
+            user = users.login_of(header)
+        except TruingError as error:  # the key folder could not be read just now
+            await fail(send, 409, "RESOURCE_CONFLICT", str(error))
+            return None
         if user is None:
             await _thread(lambda: self.guard.unknown(scope["method"], scope["path"], header))
             await reply(send, 401, ASK.encode(), kind="text/plain", more=((b"www-authenticate", b'Basic realm="mlflow"'),))

@@ -39,15 +39,21 @@ class View:
 
     # --- all of it, when the server starts
     def mend(self) -> list[tuple[str, str]]:
-        """Put every tag right that the audit knows better. Returns what was found: (problem or version, words)."""
+        """Put every tag right that the audit knows better. Returns what was found: (problem or version, words).
+
+        A newest version without a record is a registration that a crash cut short: it is undone, and can be repeated.
+        """
         found: list[tuple[str, str]] = []
         seen: set[str] = set()
-        for held in self.books.versions():
-            version = held.version
+        for version in self.books.versions():
             docket = self.ledger.of(version.problem)
+            target = f"{version.problem}/{version.version}"
+            if version.verdict is None and version.number > max(map(int, docket.versions), default=0):
+                self.books.forget_version(version.problem, version.version)  # else it would stand there for ever
+                found.append((target, "a version that was never recorded here: cut short, or put in; taken out"))
+                continue
             wrong = _differences(version.tags, self._version(docket, version.version))
             self.books.show_version(version.problem, version.version, wrong)
-            target = f"{version.problem}/{version.version}"
             seen.add(target)
             if version.version not in docket.versions:
                 found.append((target, "a version that was never recorded here: cut short, or put in; it counts for nothing"))
