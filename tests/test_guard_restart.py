@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 import sys
 import threading
@@ -14,8 +15,9 @@ from guarded import World, free_port, serving
 
 from truing.infra import settings as settings_module
 from truing.infra.keys import Keyring
+from truing.infra.registry_guard.audit import Audit
 from truing.infra.settings import Settings
-from truing.tasks.errors import Refused
+from truing.tasks.errors import Refused, Unavailable
 from truing.tasks.records import Outcome
 from truing.tasks.release.audit import verify
 from truing.tasks.release.rest import NotFound
@@ -106,6 +108,43 @@ def test_what_was_edited_while_it_was_down_is_put_right_and_told(world: World) -
     assert not [words for words in again_without_edits(world).values() if "put right" in words], "once is enough"
 
 
+def test_what_a_full_disk_does_not_let_into_the_audit_counts_for_nothing(world: World) -> None:
+    """A limit on the size of files stands in for it. The audit is made longer than the database, so it alone is hit."""
+    problem, version = world.judged(Outcome.PASS)
+    world.server.stop()
+    ring = world.keyring
+    log = Audit(world.data / "guard" / "audit.jsonl", lambda: ring.read("registry"), lambda: ring.public().registry)
+    size = (world.data / "registry" / "mlflow.db").stat().st_size
+    for n in range(size // 1000):
+        line = log.put("registry", "padding", str(n), "done", "x" * 2000, 1.0)
+    log.settle(line)
+    log.close()
+    again(world)
+    assert world.server.process is not None
+
+    def limit(more: int) -> None:
+        size = (world.data / "guard" / "audit.jsonl").stat().st_size + more if more else resource.RLIM_INFINITY
+        resource.prlimit(world.server.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    before = len(world.audit())
+    limit(100)
+    for act in (
+        lambda: world.approver.set_tag(problem, version, "approval", "approved"),
+        lambda: world.approver.freeze(problem, "full"),
+        lambda: world.candidate(problem),
+        lambda: world.trainer.set_tag(problem, version, "approval", "approved"),
+    ):
+        with pytest.raises((Unavailable, Refused), match=r"could not be recorded|is not an approver"):
+            act()
+    assert (world.steward.version(problem, version).approval, world.steward.model(problem).frozen) == (None, False)
+    assert [seen.version for seen in world.steward.versions(problem)] == [version]
+    limit(0)
+    assert len(world.audit()) == before
+    world.approver.approve(problem, version)
+    world.candidate(problem)
+    world.release(problem, version)
+
+
 def test_a_registry_that_is_told_to_end_answers_who_waits_and_ends(world: World) -> None:
     word = world.steward.changes()
     told: list[str] = []
@@ -136,8 +175,6 @@ def test_a_registry_on_a_spoilt_folder_says_so_in_one_line(tmp_path: Path, name:
     elif name == "garbage":
         (store / "mlflow.db").write_bytes(b"no database at all" * 100)
     else:
-        from truing.infra.registry_guard.audit import Audit
-
         ring = Keyring(tmp_path / "keys")
         log = Audit(guard / "audit.jsonl", lambda: ring.read("registry"), lambda: ring.public().registry)
         log.add("trainer", "version", "adult/1", "done", "", 1.0)

@@ -67,6 +67,10 @@ class Books:
         newest = self.registry.search_model_versions(f"name='{problem}'", max_results=1, order_by=["version_number DESC"])
         return int(newest[0].version) if newest else 0
 
+    def model(self, problem: str) -> dict[str, str]:
+        """The tags of one registered model. Raises MlflowException when there is none."""
+        return dict(self.registry.get_registered_model(problem).tags)
+
     def models(self) -> dict[str, dict[str, str]]:
         """The tags of every registered model."""
         found: dict[str, dict[str, str]] = {}

@@ -24,7 +24,7 @@ from truing.infra.registry_guard import users
 from truing.infra.registry_guard.acts import Act, answer
 from truing.infra.registry_guard.audit import Audit
 from truing.infra.registry_guard.books import Books, Uploads
-from truing.infra.registry_guard.deeds import Deeds
+from truing.infra.registry_guard.deeds import Deed, Deeds
 from truing.infra.registry_guard.files import Files, Unsafe
 from truing.infra.registry_guard.ground import Ground
 from truing.infra.registry_guard.knocks import Knocks
@@ -157,16 +157,35 @@ class Guard:
             if refusal:
                 self.books.forget_version(act.body.name, number)
                 return self.refuse(act.user, act.function, act.target, refusal)
-        deed = self.deeds.of(act, told)
+        try:
+            self._keep(self.deeds.of(act, told), act)
+        except OSError as error:  # a full disk: it counts for nothing, and the page shall not say otherwise
+            _log.error("could not audit %s %s by %s: %s", act.function, act.target, act.user, error.strerror)
+            self._checked(lambda: self._undo(act, told))
+            return _respond(
+                409, "RESOURCE_CONFLICT", f"this act could not be recorded ({error.strerror}) and counts for nothing"
+            )
+        return None
+
+    def _keep(self, deed: Deed, act: Act) -> None:
         line = (act.user, deed.act, deed.target or act.target, "done", deed.words, act.now, deed.facts)
         if deed.act in _SHOWN:
             self.audit.add(*line)  # now it counts; a view that can't be written waits for `mend`
             self._checked(lambda: self._show(act, deed.act))
-            return None
+            return
         written = self.audit.put(*line)
         self.release()  # the next act may begin while this line settles: its own comes after it
         self.audit.settle(written)
-        return None
+
+    def _undo(self, act: Act, told: dict[str, Any]) -> None:
+        """Take out of the view what MLflow has just written there."""
+        match act.function:
+            case "_create_model_version":
+                self.books.forget_version(act.body.name, str(told["model_version"]["version"]))
+            case "_set_model_version_tag":
+                self.view.mend_version(self.books.version(act.body.name, act.body.version).version)
+            case "_set_registered_model_tag":
+                self.view.mend_model(act.body.name, self.books.model(act.body.name))
 
     def _show(self, act: Act, deed: str) -> None:
         if deed == acts.DECISION:

@@ -9,7 +9,7 @@ from truing.infra.registry_guard.deeds import terms
 from truing.infra.registry_guard.ledger import Ledger
 from truing.tasks.records import Approval
 from truing.tasks.release.acts import Docket
-from truing.tasks.release.versions import POLICY_TYPE, is_frozen
+from truing.tasks.release.versions import POLICY_TYPE, Version, is_frozen
 from truing.tasks.seal import canonical, sign
 
 _OF_VERSION = ("payload", "trainer", "approval", "approval.by", "approval.at", "approval.stamp")
@@ -52,23 +52,32 @@ class View:
                 self.books.forget_version(version.problem, version.version)  # else it would stand there for ever
                 found.append((target, "a version that was never recorded here: cut short, or put in; taken out"))
                 continue
-            wrong = _differences(version.tags, self._version(docket, version.version))
-            self.books.show_version(version.problem, version.version, wrong)
+            wrong = self.mend_version(version)
             seen.add(target)
             if version.version not in docket.versions:
                 found.append((target, "a version that was never recorded here: cut short, or put in; it counts for nothing"))
             elif wrong:
-                found.append((target, f"tags put right by the audit: {', '.join(sorted(wrong))}"))
+                found.append((target, f"tags put right by the audit: {', '.join(wrong)}"))
         for problem, tags in self.books.models().items():
-            wrong = _differences(tags, self._model(problem) | self._words(problem, tags))
-            self.books.show_model(problem, wrong)
+            wrong = self.mend_model(problem, tags)
             if wrong:
-                found.append((problem, f"tags put right by the audit: {', '.join(sorted(wrong))}"))
+                found.append((problem, f"tags put right by the audit: {', '.join(wrong)}"))
         for problem in self.ledger.acts.problems:
             for number in self.ledger.of(problem).versions:
                 if f"{problem}/{number}" not in seen:
                     found.append((f"{problem}/{number}", "its row is gone from the database; restore it from a backup"))
         return found
+
+    def mend_version(self, version: Version) -> list[str]:
+        """Put one version's tags right; the keys that were wrong."""
+        wrong = _differences(version.tags, self._version(self.ledger.of(version.problem), version.version))
+        self.books.show_version(version.problem, version.version, wrong)
+        return sorted(wrong)
+
+    def mend_model(self, problem: str, tags: dict[str, str]) -> list[str]:
+        wrong = _differences(tags, self._model(problem) | self._words(problem, tags))
+        self.books.show_model(problem, wrong)
+        return sorted(wrong)
 
     def _words(self, problem: str, have: dict[str, str]) -> dict[str, str | None]:
         """Tags in a person's own words are left as they are, unless they say the contrary of what was recorded."""
