@@ -18,7 +18,7 @@ from truing.infra.registry_guard.releases import Releases
 from truing.infra.registry_guard.versions import Versions
 from truing.tasks.records import Refusal
 
-CLOSED = Refusal(code="route", reason="this part of MLflow is closed here", remedy="see docs: what the registry allows")
+CLOSED = Refusal(code="route", reason="this part of MLflow is closed here", remedy="see docs/registry.md for what is open")
 
 
 class Rules:
