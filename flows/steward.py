@@ -13,39 +13,31 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from truing.flows import loop, release
+from truing.flows.desk import Desk, close_desk, log, open_desk
 from truing.flows.due import asked_back, unjudged, waiting
 from truing.flows.patience import Patience
 from truing.flows.recovery import recover
-from truing.flows.rounds import Rounds
-from truing.flows.watch import Watch
+from truing.flows.runs import ODD, as_run
 from truing.infra import settings as settings_module
-from truing.infra.calls import call
 from truing.infra.heartbeat import beat
-from truing.infra.keys import Following, keyring
-from truing.infra.logins import registry_as
 from truing.infra.workflow import log_in
 from truing.tasks import seal
 from truing.tasks.errors import Refused, TruingError, Unavailable
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
 from truing.tasks.records import Envelope, Refusal, Release
-from truing.tasks.release.book import Book, Issued, Judged, head_of, open_book
-from truing.tasks.release.findings import Findings
+from truing.tasks.release.book import Issued, Judged, head_of
 from truing.tasks.release.promotion import taken_back
-from truing.tasks.release.reconcile import Finding
 
 if TYPE_CHECKING:
-    from truing.infra.settings import Settings
-    from truing.tasks.events.lake import Lake, Vault
     from truing.tasks.release.acts import Asked, Decision, Docket
-    from truing.tasks.release.registry import Registry
 
 HEAD_EVERY_S = 300.0  # a head is signed anew after each release and so often
 HEAD_LASTS_S = 3600.0
@@ -53,52 +45,6 @@ BOOKED_EVERY_S = 3600.0  # a head that says nothing new goes into the book only 
 BACK_S = 60.0  # seconds between looks into the audit's history
 AWAY_S = 3.0  # longest wait for a part that does not answer
 JUMP_S = 60.0  # a step of the clock that is said, and that makes the heads' times worthless
-ODD = (TruingError, ArithmeticError, LookupError, TypeError, ValueError)  # what bytes and rows written by others may lead to
-
-
-@dataclass(kw_only=True)
-class Desk:
-    """What the steward works with, and what it remembers between two turns. Times in `at` are monotonic."""
-
-    settings: Settings
-    problems: dict[str, tuple[Problem, Policy]]
-    lake: Lake
-    vault: Vault
-    registry: Registry
-    offices: Callable[[], loop.Offices]
-    announce: Callable[[dict[str, Any]], str]
-    book: Book
-    watch: Watch
-    rounds: Rounds
-    patience: Patience = field(default_factory=lambda: Patience(1.0, 300.0))
-    heard: int = 0
-    recovered: set[str] = field(default_factory=set)
-    shown: set[int] = field(default_factory=set)
-    said: set[str] = field(default_factory=set)
-    bench: threading.Thread | None = None  # where a verdict is made, so that a way back never waits for one
-    aside: bool = True
-    clock: float = field(default_factory=lambda: time.time() - time.monotonic())
-    at: dict[str, float] = field(default_factory=dict)
-
-    def every(self, name: str, seconds: float) -> bool:
-        """Is it time again? The first time it is."""
-        now = time.monotonic()
-        if name in self.at and now - self.at[name] < seconds:
-            return False
-        self.at[name] = now
-        return True
-
-    def say(self, word: str) -> None:
-        """Log it, once."""
-        if word not in self.said:
-            if len(self.said) > 1000:
-                self.said.clear()
-            self.said.add(word)
-            log(word)
-
-
-def log(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} steward: {text}", file=sys.stderr, flush=True)  # noqa: T201 - supervisord keeps it
 
 
 def words(error: Exception) -> str:
@@ -336,120 +282,17 @@ def warn(desk: Desk, problem: Problem) -> None:
     key = f"expiring/{serving.name}"
     if key in desk.at or left > min(3 * 86_400.0, (serving.expires - serving.at) / 2):
         return
-    desk.at[key] = time.monotonic()
-    desk.announce(
-        {"id": seal.digest(serving)[:31] + "e", "type": "approval.expiring", "problem": problem.name,
-         "version": serving.version, "sequence": serving.sequence, "expires": serving.expires}
-    )  # fmt: skip
-
-
-def told(announce: Callable[[dict[str, Any]], str], one: Finding, opened: bool) -> None:
-    """A finding in the log and, while it is open, on the control topic. The file has it already."""
-    where = f"{one.problem} v{one.version}" if one.version else one.problem or "registry"
-    log(f"{'found' if opened else 'gone'}: {where}: {one.what}: expected {one.expected}, got {one.got}")
-    if not opened:
-        return
     try:
-        announce(
-            {"type": "alert.raised", "problem": one.problem, "key": one.key, "level": "critical", "what": one.what,
-             "expected": one.expected, "got": one.got}
+        desk.announce(
+            {"id": seal.digest(serving)[:31] + "e", "type": "approval.expiring", "problem": problem.name,
+             "version": serving.version, "sequence": serving.sequence, "expires": serving.expires}
         )  # fmt: skip
-    except TruingError as error:
-        log(f"{one.key}: not announced: {error}")
-
-
-# --- runs in Prefect ----------------------------------------------------------------------------------------------------------
-
-
-def as_run(settings: Settings, act: str, problem: str, version: str, do: Callable[[], str]) -> str:
-    """`do` as a Prefect run named after the act, or plainly while Prefect does not answer. `do` runs once at most."""
-    if not prefect_answers(settings):
-        return do()
-    from prefect import flow
-    from prefect.artifacts import create_markdown_artifact
-
-    begun = False
-    raised: Exception | None = None
-
-    @flow(name=act, flow_run_name=f"{act} {problem} v{version}", validate_parameters=False, persist_result=False, retries=0)
-    def run(problem: str, version: str) -> str:
-        nonlocal begun, raised
-        begun = True
-        try:
-            told = do()
-        except ODD as error:
-            raised = error
-            raise
-        create_markdown_artifact(f"**{act} {problem} v{version}**\n\n{told}", key=f"{act}-{problem}-v{version}")
-        return told
-
-    try:
-        return str(run(problem, version))
-    except Exception as error:  # noqa: BLE001 - Prefect raises many kinds when its server goes away; the act must not wait for it
-        if raised is not None:
-            raise raised from None
-        if begun:
-            raise Unavailable(f"Prefect went away during {act} ({type(error).__name__}: {error}); looking again") from None
-        return do()
-
-
-def prefect_answers(settings: Settings) -> bool:
-    try:
-        call("GET", f"{settings.prefect_url}/health", timeout=1.0, ca=settings.tls.ca)
-    except TruingError:
-        return False
-    return True
+        desk.at[key] = time.monotonic()
+    except Unavailable as error:  # said again at the next round
+        desk.say(f"{problem.name}: its end is near, and not announced: {error}")
 
 
 # --- process ------------------------------------------------------------------------------------------------------------------
-
-
-def offices(settings: Settings) -> Callable[[], loop.Offices]:
-    """The steward's own keys and everybody's public ones, followed through rotations."""
-    ring = keyring(settings)
-
-    def read() -> loop.Offices:  # the public ones last: a key that signs is never ahead of them
-        return loop.Offices(gate=ring.read("gate"), release=ring.read("release"), public=ring.public())
-
-    return Following(read, *(ring.path(name) for name in ("gate", "release", "gate.pub", "release.pub", "registry.pub")))
-
-
-def open_desk(settings: Settings) -> Desk:
-    """Raises Unavailable when another steward is at it, or the book does not hold."""
-    from truing.infra.catalog import catalog
-    from truing.infra.control import announcer
-    from truing.infra.notify import heard, teller
-    from truing.tasks.events.lake import Lake, Vault
-
-    holders, registry = offices(settings), registry_as(settings, "steward")
-
-    def key() -> bytes:
-        return holders().release
-
-    book = open_book(settings.desk / "book.jsonl", key=key, keys=holders().public)
-    findings = Findings(settings.desk / "findings.jsonl", key=key, keys=holders().public)
-    announce = heard(announcer(settings), teller(settings, log=log))
-    return Desk(
-        settings=settings,
-        problems=catalog(settings.problems),
-        lake=Lake(settings.lake),
-        vault=Vault(settings.vault),
-        registry=registry,
-        offices=holders,
-        announce=announce,
-        book=book,
-        watch=Watch(registry, book, lambda: holders().public),
-        rounds=Rounds(registry, book, findings, partial(told, announce)),
-    )
-
-
-def close_desk(desk: Desk) -> None:
-    """A verdict on the bench has a few seconds to be finished; else it is made again after the next start."""
-    if desk.bench is not None:
-        desk.bench.join(5.0)
-    desk.book.close()
-    desk.rounds.findings.close()
-    desk.registry.close()
 
 
 def warm() -> None:

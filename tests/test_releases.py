@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))  # the stage is th
 from stage import NAME, Stage, until
 
 from truing.flows import loop
-from truing.flows.steward import Desk, close_desk, open_desk, turn
+from truing.flows.desk import Desk, close_desk, open_desk
+from truing.flows.steward import turn
 from truing.tasks import seal
 from truing.tasks.errors import Refused, TruingError
 from truing.tasks.events.lake import Lake
