@@ -91,7 +91,8 @@ class Stack:
                     self._start()
                     self._wait(progress)
                 except BaseException:
-                    self._stop(silent)
+                    with deferred():  # a second Ctrl-C must not end the cleaning
+                        self._stop(silent)
                     raise
                 return True
         except TruingError:
