@@ -173,7 +173,7 @@ def test_the_controllers_port_is_the_next_one_and_is_checked_like_every_other(
         given["controller"] = port = other.getsockname()[1]
         said = refused(settings_in(tmp_path, kafka=given))
         assert said.startswith(f"port {port} (the broker's controller): expected it free on 127.0.0.1")
-        assert said.endswith("set TRUING_KAFKA__CONTROLLER")
+        assert "set TRUING_KAFKA__CONTROLLER" in said
     given["controller"] = 9092
     assert "expected one part on it, got broker and the broker's controller" in refused(settings_in(tmp_path, kafka=given))
 

@@ -39,6 +39,7 @@ from truing.infra.client import Client
 from truing.infra.programs import environment, own
 from truing.tasks import seal
 from truing.tasks.errors import Refused, TruingError
+from truing.tasks.events.lake import Vault
 from truing.tasks.kinds.model import Model
 from truing.tasks.release.audit import read
 from truing.tasks.release.findings import open_findings
@@ -189,7 +190,7 @@ class Scene:
 
     # --- one attack
     def run(self, attack: Attack) -> Fate:
-        lines, findings = self.audit_length(), self.findings()
+        lines, findings, asked = self.audit_length(), self.findings(), self.requests()
         legal = {self.good_payload()}
         meanwhile = self.before(attack, legal)
         with self.as_it_was() if attack.below and attack.setting != "approve" else _nothing():
@@ -200,7 +201,7 @@ class Scene:
                     fate.wrong = self.watch(legal, WATCH_S, url)
                     if not fate.wrong:
                         fate.told += " · a fresh gateway too"
-            fate.found = self.found(lines, findings)
+            fate.found = self.found(lines, findings, asked)
         self.afterwards(attack, fate)
         self.quiet()
         return fate
@@ -342,8 +343,12 @@ class Scene:
         """How many were ever opened."""
         return sum(line.entry.act == "open" for line in read(self.stage.settings.desk / "findings.jsonl"))
 
-    def found(self, lines: int, findings: int) -> str:
-        """Where the attack is told of: the audit's new refusals, the steward's new findings."""
+    def requests(self) -> int:
+        """How many messages on the control topic the keeper has noted."""
+        return Vault(self.stage.settings.vault).read("requests", ["id"]).height
+
+    def found(self, lines: int, findings: int, asked: int) -> str:
+        """Where the attack is told of: the audit's new refusals, the steward's new findings, the keeper's notes of requests."""
         where = []
         with suppress(TruingError):
             new = list(read(self.stage.settings.guard / "audit.jsonl"))[lines:]
@@ -351,6 +356,8 @@ class Scene:
                 where.append("audit")
         if self.findings() > findings:
             where.append("reconcile")
+        if self.requests() > asked:
+            where.append("keeper's notes")
         return " + ".join(where)
 
 
@@ -460,7 +467,7 @@ def told(fates: list[Fate], beside: list[Fate]) -> Measured:
         alone = "–" if other is None else other.wrong or ("right" if not other.found else f"right; {other.found}")
         table.append(
             f"| {fate.attack.title} | {'yes' if fate.attack.below else ''} | {'done' if fate.did else 'refused'} | "
-            f"{fate.wrong or 'right'} | {fate.found or 'refused by the system, no trace'} | {alone} |"
+            f"{fate.wrong or 'right'} | {fate.found or ('nowhere' if fate.did else 'refused by the system')} | {alone} |"
         )
         if fate.wrong:
             broken.append(f"{fate.attack.name}: {fate.wrong}")
@@ -471,7 +478,7 @@ def told(fates: list[Fate], beside: list[Fate]) -> Measured:
         figures={
             "attacks": len(fates),
             "stopped": sum(not fate.wrong for fate in fates),
-            "audited": sum(bool(fate.found) for fate in fates),
+            "audited": sum("audit" in fate.found or "reconcile" in fate.found for fate in fates),
             "refused_by_the_system": sum(not fate.found and not fate.did for fate in fates),
             "below_http": len(below),
         },
