@@ -13,28 +13,38 @@ ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a polite kill, 
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """The first of them ends the block as an exception, so that what was begun is cleaned up; more do not disturb that."""
-    seen: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-        if len(seen) == 1:
-            _raise(number)
-
-    with _handled(handle):
+    """The first of them is raised as an exception, for the block to clean up; more do not disturb that. May be nested."""
+    if isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), _First):
+        yield
+        return
+    with _handled(_First().hear):
         yield
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """They wait until the block is done, then count."""
+    """They wait until the block is done, then count: for the `raised` block around it too, which hears of the first only."""
     seen: list[int] = []
     try:
         with _handled(lambda number, frame: seen.append(number)):
             yield
     finally:
         if seen:
-            _raise(seen[0])
+            around = signal.getsignal(seen[0])
+            if callable(around):
+                around(seen[0], None)
+            else:
+                _raise(seen[0])
+
+
+class _First:
+    def __init__(self) -> None:
+        self._heard = False
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        if not self._heard:
+            self._heard = True
+            _raise(number)
 
 
 def _raise(number: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from truing.flows.cli.output import note, result
@@ -31,18 +30,28 @@ def add(verbs: Verbs, common: argparse.ArgumentParser) -> None:
 
 
 def do_up(args: argparse.Namespace, settings: Settings) -> int:
+    from truing.infra.interrupts import raised
     from truing.infra.stack import Stack
 
-    begun = time.monotonic()
+    begun, started = time.monotonic(), False
     parts = tuple(name.strip() for name in args.only.split(",")) if args.only else None
     stack = Stack(settings, parts=parts, auto=args.ports == "auto")
-    started = stack.up(lambda part, text: note(f"  {part:<9} {text}"))
-    if not args.foreground:
-        return _up(args, stack, started, begun)
-    return _stay(stack, lambda: _up(args, stack, started, begun))
+    with raised():
+        try:
+            started = stack.up(lambda part, text: note(f"  {part:<9} {text}"))
+            _tell_up(args, stack, started, begun)
+            if args.foreground:
+                _stay(stack)
+        except (KeyboardInterrupt, SystemExit):
+            if started or args.foreground:  # until its word is out it is not up
+                stack.down()
+            if not args.foreground:
+                raise
+            note("down")
+    return 0
 
 
-def _up(args: argparse.Namespace, stack: Stack, started: bool, begun: float) -> int:
+def _tell_up(args: argparse.Namespace, stack: Stack, started: bool, begun: float) -> None:
     from truing.infra.keys import keyring
     from truing.infra.status import locks, status
 
@@ -60,25 +69,16 @@ def _up(args: argparse.Namespace, stack: Stack, started: bool, begun: float) -> 
     note(locks(settings))
     text = "\n".join([said, *where] if started else [said, told(found)])
     result(found | {"started": started, "seconds": round(seconds, 1)}, text, as_json=args.json)
-    return 0
 
 
-def _stay(stack: Stack, tell: Callable[[], int]) -> int:
-    """Until somebody ends it; then nothing is left running. Raises Unavailable when the stack has ended by itself."""
-    from truing.infra.interrupts import raised
+def _stay(stack: Stack) -> None:
+    """Until somebody ends it. Raises Unavailable when the stack has ended by itself."""
     from truing.tasks.errors import Unavailable
 
-    try:
-        with raised():
-            tell()
-            sys.stdout.flush()
-            note("Ctrl-C stops everything")
-            while stack.states():
-                time.sleep(1.0)
-    except (KeyboardInterrupt, SystemExit):
-        stack.down()
-        note("down")
-        return 0
+    sys.stdout.flush()
+    note("Ctrl-C stops everything")
+    while stack.states():
+        time.sleep(1.0)
     stack.down()  # what a killed supervisor has left
     raise Unavailable(f"expected the stack to stay, its supervisor is gone; see {stack.settings.logs / 'supervisor.log'}")
 
