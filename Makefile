@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 ARGS ?=
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint types format bench clean
+.PHONY: setup demo test soak lint types format bench clean
 
 setup: $(READY)
 
@@ -28,6 +28,9 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+soak: setup
+	@$(BIN)/python -m pytest -q -m soak $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

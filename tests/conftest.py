@@ -33,6 +33,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pictures", metavar="FOLDER", help="keep screenshots of MLflow's page here (the README's are made so)")
 
 
+SOAK = {"test_accounts", "test_crashes", "test_fire", "test_releases", "test_survival"}  # files of whole stacks under fire
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in SOAK:
+            item.add_marker(pytest.mark.soak)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--require-browser") and not (shutil.which("chromium") or shutil.which("chromium-browser")):
         raise pytest.UsageError("expected chromium on the path, found none; install Debian's package chromium")
