@@ -7,14 +7,11 @@ it knows by the marker in their environment. `down` leaves no process, port, soc
 
 from __future__ import annotations
 
-import http.client
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import xmlrpc.client
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
@@ -32,12 +29,12 @@ from truing.infra.processes import reap
 from truing.infra.programs import Program, configuration, environment, programs, socket_path
 from truing.infra.running import FILE, check_same, on_its_ports, remember
 from truing.infra.settings import Settings
+from truing.infra.supervisor import GONE, supervisor
 from truing.tasks.errors import TruingError, Unavailable
 
 PATIENCE_S = 180.0  # Prefect's first start migrates its database
 BEAT_S = 15.0  # older signs of life don't count
 
-RPC_S = 20.0  # for one word of the supervisor's
 RESTARTS = 3  # of one part while `up` waits, after which it is given up
 _ERROR = re.compile(r"^[\w.]*(Error|Exception|Refused|Unavailable|Exit)\b.*:")
 
@@ -112,7 +109,7 @@ class Stack:
         """Process facts by part (`statename`, `pid`, `start`, `spawnerr`), empty when no supervisor answers."""
         try:
             found = cast(list[dict[str, Any]], self._rpc().getAllProcessInfo())
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error):
+        except GONE:
             return {}
         return {one["name"]: one for one in found}
 
@@ -133,18 +130,20 @@ class Stack:
         return beat is not None and since is not None and beat["pid"] == state["pid"] and since < BEAT_S
 
     def _rpc(self) -> Any:
-        return xmlrpc.client.ServerProxy("http://stack", transport=_Socket(str(socket_path(self.settings)))).supervisor
+        return supervisor(socket_path(self.settings))
 
     def _start(self) -> None:
         stale_beats = (self.settings.place(name) / "beat.json" for name in self.names)
-        for stale in (socket_path(self.settings), self.run / "supervisor.pid", self.run / FILE, *stale_beats):
-            stale.unlink(missing_ok=True)
         path = self.run / "supervisor.conf"
         try:
+            for stale in (socket_path(self.settings), self.run / "supervisor.pid", self.run / FILE, *stale_beats):
+                stale.unlink(missing_ok=True)
             path.write_text(configuration(self.settings, self.parts))
             remember(self.settings, self.names, auto=self.auto)
         except OSError as error:
-            raise Unavailable(f"expected to write below {self.run}, got: {error.strerror}; free some space") from None
+            raise Unavailable(
+                f"expected to write {error.filename or self.run}, got: {error.strerror}; free some space or mend its rights"
+            ) from None
         with deferred():  # a process that was forked and not yet replaced would carry no marker
             done = subprocess.run(  # noqa: S603 - it goes into the background by itself
                 [sys.executable, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(path)],
@@ -218,7 +217,7 @@ class Stack:
             rpc = self._rpc()
             for wave in ([n for n in states if n not in servers], [n for n in states if n in servers]):
                 self._stop_wave(rpc, [n for n in wave if states[n]["statename"] not in ("STOPPED", "EXITED", "FATAL")])
-            with suppress(OSError, http.client.HTTPException, xmlrpc.client.Error):  # killed meanwhile: its parts are orphans
+            with suppress(*GONE):  # killed meanwhile: its parts are orphans
                 pid = rpc.getPID()
                 rpc.shutdown()
                 _gone(pid, 10.0)
@@ -233,37 +232,13 @@ class Stack:
 
     def _stop_wave(self, rpc: Any, names: list[str]) -> None:
         for name in names:
-            with suppress(OSError, http.client.HTTPException, xmlrpc.client.Error):  # it stopped by itself meanwhile
+            with suppress(*GONE):  # it stopped by itself meanwhile
                 rpc.stopProcess(name, False)
         end = time.monotonic() + 20.0
         while time.monotonic() < end:
             if all(self.states().get(name, {}).get("statename") in ("STOPPED", "EXITED", "FATAL", None) for name in names):
                 return
             time.sleep(0.05)
-
-
-class _Socket(xmlrpc.client.Transport):
-    """The supervisor's Unix socket, with patience that ends: one that hangs counts as gone."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self._path = path
-
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        made = self._connection[1] or _UnixConnection(self._path)
-        self._connection = host, made
-        return made
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=RPC_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(RPC_S)
-        self.sock.connect(self._path)
 
 
 def _gone(pid: int, patience_s: float) -> None:

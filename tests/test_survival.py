@@ -233,7 +233,7 @@ def test_after_a_power_cut_stale_files_name_nobody(small: Stack) -> None:
 
 @pytest.mark.services
 def test_a_supervisor_that_hangs_is_ended_with_its_parts(small: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("truing.infra.stack.RPC_S", 1.0)
+    monkeypatch.setattr("truing.infra.supervisor.ANSWER_S", 1.0)
     small.up()
     psutil.Process(int((small.settings.data / "run" / "supervisor.pid").read_text())).suspend()
     assert small.down() is True
