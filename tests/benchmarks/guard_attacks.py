@@ -399,6 +399,7 @@ def play(names: list[str], *, separate: bool, folder: Path) -> list[Fate]:
     stage = Stage(folder, steward={"round_s": 1.0}, **accounts)
     scene = Scene(stage, "truing-attacker" if separate else None, folder)
     kept = folder / "kept"
+    versions: dict[str, str] = {}
     fates = []
     try:
         scene.set()
@@ -406,6 +407,7 @@ def play(names: list[str], *, separate: bool, folder: Path) -> list[Fate]:
             stage.stack.down()
             shutil.copytree(stage.settings.data, kept, symlinks=True)
             stage.stack.up()
+            versions = dict(scene.versions)
         for name in names:
             fate = scene.run(ATTACKS[name])
             fates.append(fate)
@@ -413,6 +415,7 @@ def play(names: list[str], *, separate: bool, folder: Path) -> list[Fate]:
             say(f"  {name:<22} {act:<8} {fate.wrong or 'right':<28} {fate.found or '-':<18} {fate.told[:90]}")
             if not separate and (fate.wrong or (fate.did and name in OUTSIDE)):
                 put_back(stage, kept)
+                scene.versions = dict(versions)
     finally:
         stage.down()
     return fates

@@ -333,6 +333,7 @@ def measure(arguments: argparse.Namespace) -> Measured:
                 served = approvals(whole, n)
                 back = rollbacks(whole, 2 if quick else 10)
             memory = status(whole.settings, light=True)["memory_mb"]
+            say(f"  {crowd.asked} requests of {CLIENTS} clients, {len(crowd.failed)} failed; {memory} MB")
         finally:
             whole.down()
         say("ups and downs")
