@@ -14,6 +14,9 @@ from truing.infra.tls import client_environment, server_options
 from truing.tasks.records import Record
 
 
+DEEPEST = 70  # bytes of a temporary folder's name: Python's own sockets in it take 32 more, and may have 107
+
+
 class Program(Record, frozen=True):
     """One supervised process. `server` parts are stopped after those that talk to them."""
 
@@ -112,7 +115,10 @@ def own(settings: Settings, part: str) -> dict[str, str]:
     Temporary files too: Prefect's runner keeps a folder of one name there for all users of a machine. Secrets of the settings
     that it has no use for are blank.
     """
-    found = {"TRUING_OFFICE": office(part), "TMPDIR": str(settings.scratch(part))}
+    found = {"TRUING_OFFICE": office(part)}
+    scratch = str(settings.scratch(part))
+    if len(scratch.encode()) <= DEEPEST or settings.accounts.separate:
+        found["TMPDIR"] = scratch
     if part != "prefect":
         home = settings.place(part) / "prefect"
         found |= {
@@ -126,7 +132,7 @@ def own(settings: Settings, part: str) -> dict[str, str]:
         found["TRUING_KAFKA__SASL_PASSWORD"] = ""
     if settings.accounts.separate:  # supervisord hands down root's
         name = str(account(settings, part))
-        found |= {"HOME": str(settings.scratch(part)), "USER": name, "LOGNAME": name}
+        found |= {"HOME": scratch, "USER": name, "LOGNAME": name}
     return found
 
 
