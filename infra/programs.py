@@ -13,7 +13,6 @@ from truing.infra.settings import Settings, child_environment
 from truing.infra.tls import client_environment, server_options
 from truing.tasks.records import Record
 
-
 DEEPEST = 70  # bytes of a temporary folder's name: Python's own sockets in it take 32 more, and may have 107
 
 
