@@ -29,6 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import polars as pl
 from attacks import ATTACKS, Attack
 from harness import ROOT, Measured, main, say
 from stage import NAME, Stage, free_ports, until
@@ -344,8 +345,9 @@ class Scene:
         return sum(line.entry.act == "open" for line in read(self.stage.settings.desk / "findings.jsonl"))
 
     def requests(self) -> int:
-        """How many messages on the control topic the keeper has noted."""
-        return Vault(self.stage.settings.vault).read("requests", ["id"]).height
+        """How many messages on the control topic the keeper has refused and noted."""
+        noted = Vault(self.stage.settings.vault).read("requests", ["json"])
+        return noted.filter(pl.col("json").str.contains('"act":"refused"', literal=True)).height
 
     def found(self, lines: int, findings: int, asked: int) -> str:
         """Where the attack is told of: the audit's new refusals, the steward's new findings, the keeper's notes of requests."""
