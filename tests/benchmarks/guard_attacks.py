@@ -210,7 +210,7 @@ class Scene:
     def quiet(self) -> None:
         """Nothing found any more: the next attack's traces are its own."""
         path, keys = self.stage.settings.desk / "findings.jsonl", self.stage.ring.public()
-        with suppress(TimeoutError):  # what can't be put back (a version that was registered) stays open
+        with suppress(TimeoutError, TruingError):  # what can't be put back (a version that was registered) stays open
             until("no open finding", lambda: not open_findings(path, keys) or None, 15.0)
 
     def before(self, attack: Attack, legal: set[str]) -> Any:
