@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ports import free_ports
 
 from truing.infra import settings as settings_module
 from truing.infra.keys import Keyring
@@ -95,18 +95,6 @@ def bench(problem: Problem, keyring: Keyring, tmp_path: Path) -> Bench:
     from serving import Bench
 
     return Bench(problem, keyring, tmp_path)
-
-
-def free_ports(n: int) -> list[int]:
-    """Ports that nobody listens on now; all are held until the last is found, so they differ."""
-    held = [socket.socket() for _ in range(n)]
-    try:
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in held]
-    finally:
-        for one in held:
-            one.close()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from ports import free_port
 
 from truing.infra import settings as settings_module
 from truing.infra.keys import Keyring
@@ -31,12 +31,6 @@ from truing.tasks.seal import RELEASE_TYPE, VERDICT_TYPE, Facts, canonical, sign
 
 POLICY = "ab" * 32
 NAMES = (f"p{n}" for n in itertools.count(1))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:

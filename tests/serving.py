@@ -6,7 +6,6 @@ Nothing here pretends: models are fitted, envelopes signed, servers are the ones
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from typing import Any
 import httpx
 import msgspec
 import numpy as np
+from ports import free_port
 
 from truing.infra.broker import command, connection, ensure_topics
 from truing.infra.gateway.cache import Cache, State
@@ -49,12 +49,6 @@ def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def settings_of(data: Path, poll_s: float = 0.05) -> Settings:

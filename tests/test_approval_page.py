@@ -18,6 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 from browser import BROWSER, Page, browser, tab
 from stage import NAME, Stage
 
+from truing.tasks.records import Approval
+from truing.tasks.seal import APPROVAL_TYPE, open_envelope
+
 pytestmark = [
     pytest.mark.services,
     pytest.mark.browser,
@@ -60,6 +63,8 @@ def test_an_approval_by_hand_serves_and_a_blocked_version_says_why_not(stage: St
         await page.tag("approval", "approved")
         await page.says("approval.by")
         await page.picture(pictures / "approve.png")
+        await page.tag("release", "mine")
+        await page.says("only the steward writes the tag release")
 
     async def try_blocked(page: Page) -> str:
         await page.log_in(url, person, stage.ring.password(person))
@@ -80,6 +85,10 @@ def test_an_approval_by_hand_serves_and_a_blocked_version_says_why_not(stage: St
         served = stage.served_as(passed)
         text = str(asyncio.run(walk(try_blocked)))
     assert served["sequence"] == before + 1
+    stamp = stage.trainer.version(NAME, passed).stamp
+    approval = open_envelope(stamp, Approval, APPROVAL_TYPE, stage.ring.public().registry)
+    assert isinstance(approval, Approval)
+    assert (approval.by, approval.reason, approval.decision) == ((person,), "gaps and gains reviewed", "approved")
     reason = stage.trainer.version(NAME, blocked).tags["verdict.reason"]
     assert f"version {blocked} is blocked: {reason}" in text
     assert stage.trainer.version(NAME, blocked).approval is None

@@ -10,7 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import ROOT, free_port, inputs_of, keys_in, remember, running_broker, running_gateway, settings_of, until
+from ports import free_port
+from serving import ROOT, inputs_of, keys_in, remember, running_broker, running_gateway, settings_of, until
 
 from truing.infra.broker import connection
 from truing.infra.client import Answer, Client, correction, interaction, rating

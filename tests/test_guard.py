@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from guarded import NAMES, POLICY, World, free_port, mlflow_refusal, refused
+from guarded import NAMES, POLICY, World, mlflow_refusal, refused
+from ports import free_port
 
 from truing.infra import settings as settings_module
 from truing.infra.registry_guard import audit as audit_log

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guarded import World, free_port, serving
+from guarded import World, serving
+from ports import free_port
 
 from truing.infra import settings as settings_module
 from truing.infra.keys import Keyring

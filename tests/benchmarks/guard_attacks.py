@@ -27,12 +27,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import polars as pl
 from attacks import ATTACKS, Attack
 from harness import ROOT, Measured, main, say
-from stage import NAME, Stage, free_ports, until
+from ports import free_ports
+from stage import NAME, Stage, until
 
 from truing.infra.accounts import office
 from truing.infra.calls import call

@@ -27,12 +27,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import httpx
 import numpy as np
 from harness import Measured, main, say
-from stage import NAME, Stage, free_ports, until
+from ports import free_ports
+from stage import NAME, Stage, until
 
 from truing.infra.client import Client
 from truing.infra.keys import Keyring

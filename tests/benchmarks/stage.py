@@ -7,7 +7,6 @@ that a version costs a second instead of a study. Verdicts, approvals and releas
 from __future__ import annotations
 
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,10 +15,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from harness import ROOT, say
 from loop_gain import Book, adult
+from ports import free_ports
 
 from truing.flows.demo.world import Scenario, Word, World
 from truing.infra.calls import call
@@ -192,14 +193,3 @@ def until(what: str, look: Callable[[], T | None], patience_s: float = 120.0) ->
         if time.monotonic() > end:
             raise TimeoutError(f"expected {what} within {patience_s:g} s")
         time.sleep(0.05)
-
-
-def free_ports(n: int) -> list[int]:
-    held = [socket.socket() for _ in range(n)]
-    try:
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in held]
-    finally:
-        for one in held:
-            one.close()
