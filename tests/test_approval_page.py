@@ -58,13 +58,13 @@ def test_an_approval_by_hand_serves_and_a_blocked_version_says_why_not(stage: St
         await page.says("women's TPR")  # the verdict's table, before she decides
         await page.close_panel()
         await page.picture(pictures / "verdict.png")
+        await page.tag("release", "mine")
+        await page.says("only the steward writes the tag release")
         await page.tag("approval.reason", "gaps and gains reviewed")
         await page.says("gaps and gains reviewed")
         await page.tag("approval", "approved")
         await page.says("approval.by")
         await page.picture(pictures / "approve.png")
-        await page.tag("release", "mine")
-        await page.says("only the steward writes the tag release")
 
     async def try_blocked(page: Page) -> str:
         await page.log_in(url, person, stage.ring.password(person))
