@@ -61,7 +61,7 @@ def joint_lower(
         if not one.estimable:
             continue
         spread = np.isfinite(errors[i]) and errors[i] > 1e-12
-        bound = one.drop - critical * float(errors[i]) if spread else lower(one, alone).value
+        bound = one.drop - one.slack - critical * float(errors[i]) if spread else lower(one, alone).value
         if bound > nulls[i]:
             bound = _held(one, bound, float(nulls[i]), alone)
         low[i] = bound
@@ -86,6 +86,6 @@ def _held(one: Paired, bound: float, null: float, alone: float) -> float:
         if null == 0.0:
             return bound if discordance_tail(one.worse, one.better) <= alone else 0.0
         return min(bound, max(null, lower(one, alone).value)) if one.n < EXACT_BELOW else bound
-    if len(one.units) < EXACT_BELOW:
+    if one.few or one.design is not None:
         return min(bound, max(null, lower(one, alone).value))
     return bound

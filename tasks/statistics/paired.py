@@ -17,6 +17,7 @@ from truing.tasks.errors import DataError
 from truing.tasks.statistics.cells import Bools, Floats
 from truing.tasks.statistics.means import mean_upper
 from truing.tasks.statistics.proportions import EXACT_BELOW, UNSEEN_HARM, drop_upper, z_of
+from truing.tasks.statistics.weighted import Design, Labels, drop_of, error_bounds, weighted_upper
 
 Codes = npt.NDArray[np.int64]
 
@@ -42,10 +43,19 @@ class Paired:
     worst: float = 1.0  # the largest value a unit can have
     span: float = 2.0  # width of the range that units can have
     why: str = ""
+    design: Design | None = None  # labels of a sample with known inclusion probabilities: bounds come from `weighted`
+    slack: float = 0.0  # half of what labels that should be there and are not leave open; `drop` is the middle
 
     @property
     def estimable(self) -> bool:
         return not math.isnan(self.drop)
+
+    @property
+    def few(self) -> bool:
+        """Too little is known for a bound that relies on large numbers."""
+        if self.design is None:
+            return len(self.units) < EXACT_BELOW
+        return self.design.subjects < EXACT_BELOW or self.design.known(0.0) < EXACT_BELOW
 
     @property
     def se(self) -> float:
@@ -71,6 +81,7 @@ class Paired:
             worse=self.better,
             better=self.worse,
             worst=self.span - self.worst,
+            design=self.design.reversed() if self.design else None,
         )
 
 
@@ -143,6 +154,71 @@ def pair(
     )
 
 
+Cells = tuple[Floats, Floats]  # numerator, denominator a row
+
+
+def pair_pool(
+    reference: tuple[Cells, Cells],
+    candidate: tuple[Cells, Cells],
+    *,
+    mask: Bools,
+    subjects: Codes,
+    labels: Labels,
+    higher_is_better: bool,
+    allowance: float = 0.0,
+) -> Paired:
+    """The paired drop on the pool rows of `mask`, of which only a sample has a label (`weighted`).
+
+    Args:
+        reference, candidate: cells of each row if its label were negative, and if it were positive.
+        labels: of all n rows; those of `mask` are used.
+    """
+    chosen = np.flatnonzero(mask)
+    if not len(chosen):
+        return _nothing("no row of this slice counts")
+    sign = 1.0 if higher_is_better else -1.0
+    lost = [
+        (ref[0] - new[0])[chosen] * sign - allowance * ref[0][chosen] for ref, new in zip(reference, candidate, strict=True)
+    ]
+    den = [ref[1][chosen] for ref in reference]
+    unsound = int((~np.isfinite(lost[0]) | ~np.isfinite(lost[1])).sum())
+    if unsound:
+        return replace(_nothing(f"a model's answer is not a probability on {unsound} rows"), n=len(chosen))
+    members, codes = np.unique(subjects[chosen], return_inverse=True)
+    sample = Labels(
+        given=labels.given[chosen], known=labels.known[chosen], drawn=labels.drawn[chosen], weights=labels.weights[chosen],
+        noisy=labels.noisy[chosen], guess=labels.guess[chosen], doubles=labels.doubles,
+    )  # fmt: skip
+    design = Design(
+        a=lost[0], b=lost[1] - lost[0], c=den[0], d=den[1] - den[0], labels=sample, subject=codes.astype(np.int64),
+        subjects=len(members),
+    )  # fmt: skip
+    error = error_bounds(labels.doubles, 0.5)[0]
+    counts = int((sample.known & (den[0] + (den[1] - den[0]) * sample.given > 0.0)).sum())
+    mass = design.mass(error)
+    if mass <= 0.0 or not counts:
+        return replace(_nothing("no labelled row of this slice counts"), n=counts)
+    low, high = drop_of(design, error, best=True), drop_of(design, error, best=False)
+    drop = (low + high) / 2.0
+    pseudo = sample.pseudo(error)
+    rate = [
+        float((one[0][0][chosen] * (1.0 - pseudo) + one[1][0][chosen] * pseudo).sum()) / mass for one in (reference, candidate)
+    ]
+    per_subject = mass / len(members)
+    return Paired(
+        drop=drop,
+        reference=rate[0],
+        candidate=rate[1],
+        n=counts,
+        units=np.asarray(drop + design.units(low, error, best=True) / per_subject, dtype=np.float64),
+        members=members.astype(np.int64),
+        repeats=len(members) < len(chosen),
+        worst=design.worst(drop, error) / per_subject,
+        design=design,
+        slack=(high - low) / 2.0,
+    )
+
+
 def _nothing(why: str) -> Paired:
     nan = math.nan
     return Paired(drop=nan, reference=nan, candidate=nan, n=0, units=np.zeros(0), members=np.zeros(0, dtype=np.int64), why=why)
@@ -156,6 +232,8 @@ def upper(paired: Paired, level: float) -> Bound:
     """
     if not paired.estimable:
         return Bound(math.nan, "not estimable")
+    if paired.design is not None:
+        return Bound(*weighted_upper(paired.design, level))
     if paired.worse is not None and paired.better is not None and not paired.repeats:
         return Bound(*drop_upper(paired.worse, paired.better, paired.n, level))
     value, method = mean_upper(paired.units, level, worst=paired.worst, span=paired.span)
@@ -190,4 +268,4 @@ def needed(paired: Paired, limit: float, level: float, *, drop: float = 0.0, pow
     else:
         variance = float(((paired.units - paired.drop) ** 2).mean()) / per_row if len(paired.units) > 1 else 1.0
     rows = (z_of(level) + z_of(1.0 - power)) ** 2 * variance / room**2
-    return max(rows, float(EXACT_BELOW)) if paired.n < EXACT_BELOW else rows
+    return max(rows, float(EXACT_BELOW)) if paired.design is None and paired.n < EXACT_BELOW else rows
