@@ -19,6 +19,9 @@ from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
+import numpy.typing as npt
+
+from truing.tasks.statistics.cells import Bools, Floats
 
 EXACT_BELOW = 250  # rows
 UNSEEN_HARM = 0.5  # rows of harm counted on top of those seen
@@ -111,6 +114,7 @@ def _log_choose(n: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return np.asarray(factorial[n] - factorial - factorial[::-1], dtype=np.float64)
 
 
+@lru_cache(maxsize=65_536)
 def clopper_pearson(successes: int, trials: int, level: float) -> tuple[float, float]:
     """Exact one-sided bounds (low, high) of a proportion, each at `level`."""
     low, high = 0.0, 1.0
@@ -140,6 +144,60 @@ def exact_upper(worse: int, better: int, n: int, level: float) -> float:
 def discordance_tail(worse: int, better: int) -> float:
     """Exact one-sided McNemar: how often a fair coin puts at least `worse` of the discordant rows on the worse side."""
     return binomial_tail(worse, worse + better, 0.5)
+
+
+def drop_within(
+    worse: npt.ArrayLike, better: npt.ArrayLike, n: npt.ArrayLike, limit: float, level: float
+) -> Bools:
+    """Whether `drop_upper` is at most `limit`, for many tables at once and without looking for the bound itself.
+
+    The likelihood-ratio bound is inside the limit exactly when the estimate is and the signed root at the limit is beyond
+    −z(level): one evaluation a table instead of thirty. Tables without rows are never inside.
+
+    Args:
+        worse, better, n: counts of one shape.
+        limit: a drop, 0..1.
+    """
+    b, c, total = (np.asarray(x, dtype=float) for x in np.broadcast_arrays(worse, better, n))
+    inside = np.zeros(b.shape, dtype=bool)
+    many = total >= EXACT_BELOW
+    if many.any():
+        seen, size = b[many] + UNSEEN_HARM, total[many] + UNSEEN_HARM
+        rest = size - seen - c[many]
+        best = _log_likelihood(seen, c[many], rest, seen / size, c[many] / size)
+        far = best - profile_many(seen, c[many], size, limit)
+        inside[many] = ((seen - c[many]) / size <= limit) & (far >= z_of(level) ** 2 / 2.0)
+    few = (total < EXACT_BELOW) & (total > 0)
+    if few.any():
+        tables, where = np.unique(np.stack([b[few], c[few], total[few]]).astype(np.int64), axis=1, return_inverse=True)
+        inside[few] = np.array([exact_upper(*map(int, one), level) <= limit for one in tables.T], dtype=bool)[where.ravel()]
+    return inside
+
+
+def profile_many(worse: Floats, better: Floats, n: Floats, drop: float) -> Floats:
+    """`profile` for many tables at one drop of 0..1."""
+    lean = worse + better - drop * (2.0 * n - worse + better)
+    product = better * drop * (1.0 - drop)
+    root = np.sqrt(lean * lean + 8.0 * n * product)
+    apart = np.where(root - lean > 0, root - lean, 1.0)
+    q = np.where(lean > 0, (lean + root) / (4.0 * n), np.where(root - lean > 0, 2.0 * product / apart, 0.0))
+    q = np.clip(q, 0.0, (1.0 - drop) / 2.0)
+    return _log_likelihood(worse, better, n - worse - better, q + drop, q)
+
+
+def _log_likelihood(worse: Floats, better: Floats, same: Floats, p: Floats, q: Floats) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = [(worse, p), (better, q), (same, np.maximum(0.0, 1.0 - p - q))]
+        return np.asarray(sum(np.where(count > 0, count * np.log(share), 0.0) for count, share in parts), dtype=np.float64)
+
+
+def discordance_tails(worse: npt.ArrayLike, better: npt.ArrayLike) -> Floats:
+    """`discordance_tail` for many tables; each different one is worked out once."""
+    b, c = np.broadcast_arrays(np.asarray(worse), np.asarray(better))
+    if not b.size:
+        return np.zeros(b.shape)
+    tables, where = np.unique(np.stack([b.ravel(), c.ravel()]).astype(np.int64), axis=1, return_inverse=True)
+    return np.array([discordance_tail(int(x), int(y)) for x, y in tables.T])[where.ravel()].reshape(b.shape)
 
 
 def wilson(successes: float, trials: float, level: float) -> tuple[float, float]:
