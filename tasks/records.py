@@ -122,7 +122,7 @@ class Row(Record, frozen=True):
     labelled_at: float | None
     matured_at: float | None  # when an outcome may judge
     split: Split
-    audit: bool = False
+    audit: bool = False  # the gateway's random sampler drew it
     revision: int = 0  # landing version this state was derived from; the highest wins
 
 

@@ -169,8 +169,9 @@ def test_a_late_attribute_moves_a_row_into_its_bucket() -> None:
     assert msgspec.json.decode(one(asked("p"), late)["groups"]) == {"sex": "Male", "age": ">=60"}
 
 
-def test_a_review_makes_a_row_an_audit_row() -> None:
-    assert one(asked("p"), said("review", "p", 105.0, "yes"))["audit"] is True
+def test_only_the_draw_makes_a_row_an_audit_row() -> None:
+    """A review aimed at a row says nothing about whether the random sampler had drawn it, and its weight depends on that."""
+    assert one(asked("p"), said("review", "p", 105.0, "yes"))["audit"] is False
 
 
 def test_the_same_event_twice_counts_once() -> None:

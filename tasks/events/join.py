@@ -145,7 +145,6 @@ def _fold(
     said: dict[str, Any] = {}  # by type
     votes: dict[str | None, tuple[float, _Event]] = {}  # one an actor
     history: list[list[Any]] = []
-    reviewed = False
     seen: set[tuple[bool, str, str]] = set()
     for event in events:
         kind = event.type
@@ -171,7 +170,6 @@ def _fold(
         else:
             value = word.label
             said[kind], latest[kind] = value, event
-            reviewed = reviewed or kind == "review"
         history.append([kind, event.time, event.actor, value, event.source])
     if votes:
         said["rating"] = sum(value for value, _ in votes.values()) / len(votes)
@@ -212,7 +210,7 @@ def _fold(
         labelled_at,
         matured_at,
         str(split),
-        body.audit or reviewed,
+        body.audit,
         revision,
         landed_at,
     )
