@@ -32,10 +32,15 @@ class Input(Record, frozen=True):
 
 
 class Group(Record, frozen=True):
-    """A protected attribute: named buckets, or numeric edges that make buckets `<a`, `a-b`, `>=b`."""
+    """A protected attribute: named buckets, or numeric edges that make buckets `<a`, `a-b`, `>=b`.
+
+    `served`: it may stand among the inputs although it is protected. No encoder reads it there; thresholds by group may, where
+    the policy allows them (`[repair] by_group_thresholds`).
+    """
 
     values: tuple[str, ...] | None = None
     edges: tuple[float, ...] | None = None
+    served: bool = False
 
 
 class Source(Record, frozen=True):
@@ -86,6 +91,11 @@ class Problem(Record, frozen=True):
     cadence: Cadence = Cadence()
     maturity: Maturity = Maturity()
     retention: str = "24h"
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Inputs that no encoder reads: protected attributes that are served for thresholds by group only."""
+        return tuple(name for name in self.inputs if name in self.groups and self.groups[name].served)
 
     def bucket(self, group: str, value: Any) -> str:
         """The bucket of a protected attribute's raw value; anything absent or unforeseen is `unknown`."""
@@ -169,8 +179,10 @@ def load_problem(folder: Path) -> Problem:
             raise ProblemError(f"{path}: groups.{name}: expected values or edges, got {'both' if group.values else 'neither'}")
         if group.edges and list(group.edges) != sorted(set(group.edges)):
             raise ProblemError(f"{path}: groups.{name}.edges: expected rising numbers, got {list(group.edges)}")
-    if any(problem.groups[name].values for name in both):
-        raise ProblemError(f"{path}: inputs: {both} are protected groups; expected them in [groups] only, not in [inputs]")
+    if any(problem.groups[name].values and not problem.groups[name].served for name in both):
+        raise ProblemError(
+            f"{path}: inputs: {both} are protected groups; expected them in [groups] only, not in [inputs], or marked served"
+        )
     if not 0 < problem.splits.holdout < 1 or not 0 < problem.splits.validation < 1 - problem.splits.holdout:
         raise ProblemError(f"{path}: splits: expected shares above 0 that leave room for train, got {problem.splits}")
     for section in (problem.cadence, problem.maturity):

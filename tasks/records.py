@@ -188,6 +188,8 @@ class Candidate(Record, frozen=True):
     registered: float
     rows: int = 0  # samples in its dataset version
     version: str | None = None  # MLflow version, once registered
+    repairs: str | None = None  # payload of the blocked candidate that this one is to mend (origin "repair")
+    note: str = ""  # the trainer's words on it: what was repaired, how, and what it cost on rows that did not teach
 
 
 class Cell(Record, frozen=True):

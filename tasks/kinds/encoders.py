@@ -43,14 +43,18 @@ class CategoryColumn(msgspec.Struct, frozen=True, kw_only=True):
     other: float
 
 
-class TableSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the columns are. `blocks` scales (leaves, categories, numbers) before a unit is brought to norm 1."""
+class TableSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the columns are. `blocks` scales (leaves, categories, numbers) before a unit is brought to norm 1.
+
+    `unread` columns may come with a row and change nothing: protected attributes that only thresholds by group may look at.
+    """
 
     numbers: tuple[NumberColumn, ...]
     categories: tuple[CategoryColumn, ...]
     leaves: int
     depth: int
     blocks: tuple[float, float, float]
+    unread: tuple[str, ...] = ()
 
 
 class TableEncoder:
@@ -73,7 +77,7 @@ class TableEncoder:
         if len(shapes) != 1 or self.feature.ndim != 2:
             raise DataError(f"expected forest arrays of one shape (trees, nodes), got {sorted(shapes)}; the encoder is damaged")
         self._lookup = [{value: i for i, value in enumerate(column.values)} for column in spec.categories]
-        self._known = set(self.columns)
+        self._known = {*self.columns, *spec.unread}
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -60,7 +60,31 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return np.asarray(raised / raised.sum(axis=1, keepdims=True), np.float64)
 
 
-class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ByGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Thresholds (one a label) for each bucket of a protected attribute that the policy allows to be read while serving.
+
+    Buckets are `values`, or what `edges` cut: below the first, between two, from the last on. Rows of any other bucket, and
+    rows without the column, keep the card's own thresholds.
+    """
+
+    column: str
+    thresholds: tuple[tuple[float, ...], ...]
+    values: tuple[str, ...] = ()
+    edges: tuple[float, ...] = ()
+
+    @property
+    def buckets(self) -> int:
+        return len(self.values) or len(self.edges) + 1
+
+    def bucket(self, cell: Any) -> int:
+        """Which bucket a raw value lies in; -1 for none."""
+        if self.edges:
+            sound = isinstance(cell, (int, float)) and not isinstance(cell, bool)
+            return int(np.searchsorted(self.edges, cell, side="right")) if sound else -1
+        return self.values.index(cell) if cell in self.values else -1
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """model.json: what the arrays mean."""
 
     format: int
@@ -72,6 +96,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     thresholds: tuple[float, ...]
     calibration: Calibration
     learned_until: float = 0.0  # newest label it learned from: what the next fine-tuning counts as new
+    by_group: ByGroup | None = None
 
 
 class Model:
@@ -93,6 +118,9 @@ class Model:
         frozen = {} if reference is None else {name: value.shape for name, value in reference.arrays().items()}
         if frozen not in ({}, {"weight": (encoder.width, k), "bias": (k,)}):
             raise DataError(f"expected a linear reference of width {encoder.width} for {k} labels, got {frozen}; it is damaged")
+        rules = card.by_group
+        if rules is not None and (len(rules.thresholds) != rules.buckets or any(len(row) != k for row in rules.thresholds)):
+            raise DataError(f"expected {rules.buckets} rows of {k} thresholds by {rules.column}; the payload is damaged")
         parts = [*head.arrays().values(), *(reference.arrays().values() if reference is not None else ())]
         if not all(np.isfinite(value).all() for value in parts):
             raise DataError("expected finite weights, got nan or infinity; the payload is damaged")
@@ -115,7 +143,14 @@ class Model:
         if not len(inputs):
             return Answers([], np.zeros((0, len(self.card.labels))), np.zeros(0))
         parts = [self.probabilities(self.encoder.encode(inputs[i : i + CHUNK])) for i in range(0, len(inputs), CHUNK)]
-        return decode(self.card.labels, np.concatenate(parts), np.array(self.card.thresholds))
+        return decode(self.card.labels, np.concatenate(parts), self.thresholds(inputs))
+
+    def thresholds(self, inputs: Inputs) -> NDArray[np.float64]:
+        """Thresholds (k,), or (n, k) where they differ by group."""
+        own, rules = np.array(self.card.thresholds), self.card.by_group
+        if rules is None:
+            return own
+        return np.array([*rules.thresholds, own])[[rules.bucket(row.get(rules.column)) for row in inputs]]
 
     def probabilities(self, units: NDArray[np.float32]) -> NDArray[np.float64]:
         """Calibrated probabilities (n, k) of rows that are already encoded."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,15 +47,14 @@ class Tabular:
                 f"expected at least 50 trusted rows with two labels, got {len(inputs)} rows with {len(set(labels))}; load more"
             )
         positive = np.array([label == problem.positive for label in labels])
-        columns = [name for name, spec in problem.inputs.items() if spec.type == "number"]
-        numbers = tuple(_number(problem, name, inputs) for name in columns)
-        categories = tuple(
-            _category(problem, name, inputs, positive) for name, spec in problem.inputs.items() if spec.type == "category"
-        )
-        spec = TableSpec(numbers=numbers, categories=categories, leaves=0, depth=0, blocks=(1.0, 1.0, 1.0))
+        read = {name: spec for name, spec in problem.inputs.items() if name not in problem.unread}
+        numbers = tuple(_number(problem, name, inputs) for name, spec in read.items() if spec.type == "number")
+        categories = tuple(_category(problem, name, inputs, positive) for name, spec in read.items() if spec.type == "category")
+        blocks = (1.0, 1.0, 1.0)
+        spec = TableSpec(numbers=numbers, categories=categories, leaves=0, depth=0, blocks=blocks, unread=problem.unread)
         bare = TableEncoder(spec, NO_FOREST)
         forest, leaves = _forest(bare.trees_see(*bare.read(inputs)), np.asarray(labels), seed=seed, trees=trees)
-        spec = TableSpec(numbers=numbers, categories=categories, leaves=leaves, depth=DEPTH, blocks=(1.0, 1.0, 1.0))
+        spec = msgspec.structs.replace(spec, leaves=leaves, depth=DEPTH)
         return cls(problem, TableEncoder(spec, forest))
 
     def heads(self) -> dict[str, tuple[str, ...]]:
@@ -112,7 +112,10 @@ class Tabular:
 
 
 def decode(labels: Sequence[str], probabilities: NDArray[np.float64], thresholds: NDArray[np.float64]) -> Answers:
-    """The label with the largest probability over its threshold; with two at (1 - t, t) that is "positive where p >= t"."""
+    """The label with the largest probability over its threshold; with two at (1 - t, t) that is "positive where p >= t".
+
+    `thresholds` (k,), or (n, k) where rows have their own.
+    """
     chosen = np.argmax(probabilities / thresholds, axis=1)
     return Answers([labels[i] for i in chosen], probabilities, probabilities[np.arange(len(chosen)), chosen])
 
