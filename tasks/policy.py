@@ -10,6 +10,8 @@ from truing.tasks.records import Record
 from truing.tasks.seal import digest
 
 METRICS = ("brier", "accuracy", "tpr", "fpr", "selection_rate")
+EXITS = ("hold", "targeted", "canary", "sign")  # what may follow when a clause stays open: see Clause.exit
+METHODS = ("reweighing", "constrained", "thresholds")  # how a blocked version may be repaired
 
 
 class Selection(Record, frozen=True):
@@ -25,6 +27,33 @@ class Evidence(Record, frozen=True):
     min_rows: int = 2000
     min_coverage: float = 0.8  # share of holdout predictions old enough to have an outcome that do have one
     max_looks: int = 1  # looks at one candidate; each gets an equal part of the levels
+    free_candidates: int = 5  # candidates judged at full level since the champion was released; the k-th after has (free/k)²
+
+
+class Audit(Record, frozen=True):
+    """Labels asked for on purpose, from people who see neither model's answer. Nothing is asked for by default."""
+
+    share: float = 0.0  # of all predictions, drawn at random by the gateway
+    groups: tuple[str, ...] = ()  # protected attributes whose buckets are strata, so that small ones get labels too
+    budget: int = 0  # labels of one plan aimed at the rows where champion and candidate disagree; 0 = no such plans
+    reviewers_source: str = ""  # the registered source whose reviews answer; "" = any that may send reviews
+    double: float = 0.05  # share of the labels given twice, by different people: the labels' own error
+
+
+class Discovery(Record, frozen=True):
+    """The worst slices found by themselves on one half of the rows and tested on the other."""
+
+    block: bool = False  # a slice that holds on the second half blocks; else it is only told
+    depth: int = 2  # conditions a slice may combine
+    slices: int = 5  # how many found slices are tested
+
+
+class Repair(Record, frozen=True):
+    """Whether a version blocked by a fairness clause is answered by repaired candidates, and by which."""
+
+    enabled: bool = True
+    by_group_thresholds: bool = False  # thresholds read the protected attribute when serving: a decision for people to take
+    methods: tuple[str, ...] = ("reweighing", "constrained")
 
 
 class Levels(Record, frozen=True):
@@ -40,6 +69,10 @@ class Clause(Record, frozen=True):
 
     A drop is in the metric's own points, > 0 is worse (so a higher Brier score is a drop). `slice` is `all` or `group=bucket`.
     With `relative`, limits are shares of the champion's value; allowed only where that value is at least 0.1.
+
+    `exit` says what may follow when the clause stays open: `hold` (wait for labels), `targeted` (an audit of the rows where
+    the models disagree, within `audit.budget`), `canary` (a capped share of traffic that stops at harm) or `sign` (a person
+    signs the named risk, with expiry). It moves no verdict.
     """
 
     name: str
@@ -49,6 +82,8 @@ class Clause(Record, frozen=True):
     anchor_limit: float | None = None
     deciding: bool = True
     relative: bool = False
+    exit: str = "hold"
+    power: float = 0.8  # chance to pass that an equal candidate must have, for which rows needed are named
 
 
 class Absolute(Record, frozen=True):
@@ -76,6 +111,9 @@ class Policy(Record, frozen=True):
     evidence: Evidence = Evidence()
     levels: Levels = Levels()
     approvals: Approvals = Approvals()
+    audit: Audit = Audit()
+    discovery: Discovery = Discovery()
+    repair: Repair = Repair()
 
     @property
     def digest(self) -> str:
@@ -112,11 +150,55 @@ def load_policy(folder: Path, problem: Problem) -> Policy:
             raise ProblemError(f"{path}: levels.{name}: expected above 0 and at most 0.1, got {getattr(policy.levels, name)}")
     if policy.levels.resamples < 10_000:
         raise ProblemError(f"{path}: levels.resamples: expected at least 10000, got {policy.levels.resamples}")
-    if policy.evidence.max_looks < 1 or policy.evidence.min_rows < 1:
-        raise ProblemError(f"{path}: evidence: expected max_looks and min_rows of at least 1, got {policy.evidence}")
+    least = {name: getattr(policy.evidence, name) for name in ("max_looks", "min_rows", "free_candidates")}
+    if min(least.values()) < 1:
+        raise ProblemError(f"{path}: evidence: expected {', '.join(least)} of at least 1, got {least}; raise the one below")
     seconds(policy.approvals.inconclusive_expires)
     if policy.approvals.block_persons not in (0, *range(2, 10)):
         raise ProblemError(
             f"{path}: approvals.block_persons: expected 0 (never) or 2 to 9, got {policy.approvals.block_persons}; choose one"
         )
+    _check_choices(path, problem, policy)
     return policy
+
+
+def _check_choices(path: Path, problem: Problem, policy: Policy) -> None:
+    """What people may choose beyond clauses: audits, discovery, repair, exits and power."""
+    audit, discovery = policy.audit, policy.discovery
+    reviewers = sorted(name for name, source in problem.sources.items() if "review" in source.types)
+    for name in ("share", "double"):
+        if not 0 <= getattr(audit, name) <= 1:
+            raise ProblemError(f"{path}: audit.{name}: expected a share of 0 to 1, got {getattr(audit, name)}; correct it")
+    if audit.budget < 0:
+        raise ProblemError(f"{path}: audit.budget: expected 0 (none) or a number of labels, got {audit.budget}; raise it")
+    strangers = sorted(set(audit.groups) - set(problem.groups))
+    if strangers:
+        raise ProblemError(f"{path}: audit.groups: expected groups of {sorted(problem.groups)}, got {strangers}; drop them")
+    if audit.reviewers_source and audit.reviewers_source not in reviewers:
+        raise ProblemError(
+            f"{path}: audit.reviewers_source: expected a source that may send reviews ({reviewers}), "
+            f"got {audit.reviewers_source!r}; register it in problem.toml"
+        )
+    if not 1 <= discovery.depth <= 4 or not 1 <= discovery.slices <= 100:
+        raise ProblemError(
+            f"{path}: discovery: expected depth of 1 to 4 and slices of 1 to 100, "
+            f"got {discovery.depth} and {discovery.slices}; correct the one outside"
+        )
+    methods = sorted(set(policy.repair.methods) - set(METHODS))
+    if methods:
+        raise ProblemError(f"{path}: repair.methods: expected some of {', '.join(METHODS)}, got {methods}; drop them")
+    if "thresholds" in policy.repair.methods and not policy.repair.by_group_thresholds:
+        raise ProblemError(
+            f"{path}: repair.methods: expected no thresholds while repair.by_group_thresholds is false, got them; "
+            "set it to true, which serves people by their protected group, or drop them"
+        )
+    for clause in policy.clause:
+        where = f"{path}: {clause.name}"
+        if clause.exit not in EXITS:
+            raise ProblemError(f"{where}: exit: expected one of {', '.join(EXITS)}, got {clause.exit!r}; choose one")
+        if clause.exit == "targeted" and audit.budget == 0:
+            raise ProblemError(
+                f"{where}: exit: expected audit.budget above 0 for targeted, got 0; set it or choose another exit"
+            )
+        if not 0.5 <= clause.power < 1:
+            raise ProblemError(f"{where}: power: expected at least 0.5 and below 1, got {clause.power}; correct it")
