@@ -208,6 +208,22 @@ class Cell(Record, frozen=True):
     delta_anchor: Estimate
 
 
+class Found(Record, frozen=True):
+    """A slice found on one half of the subjects and tested on the other. `drop` (> 0 is worse) and `n` are of the other half.
+
+    `drop.low` is the joint lower bound over all slices found; `confirmed` says that it is above zero.
+    """
+
+    slice: str  # as people say it: `workclass Private and age ≥ 45`
+    conditions: tuple[str, ...]
+    metric: str
+    n: int
+    share: float  # of the judging rows of that half
+    seen: float  # the drop on the half where it was found: too high, because it was chosen for it
+    drop: Estimate
+    confirmed: bool
+
+
 class Evaluation(Record, frozen=True):
     """Champion, candidate, "no update" and anchor scored on the same holdout rows through the serving build."""
 
@@ -229,6 +245,12 @@ class Evaluation(Record, frozen=True):
     look: int = 1
     at: float = 0.0
     drift: float | None = None  # share of all holdout rows (labelled or not) answered with another label than the anchor's
+    indicators: dict[str, Estimate] = {}  # rankings, calibration, disparities: `auroc:sex=Female:drop`, see evaluation.indicators
+    worst: tuple[Found, ...] = ()  # slices found by themselves, tested on rows that did not take part in finding them
+    counterfactual: dict[str, Estimate] = {}  # `flip:sex`: share answered differently with that column swapped; `shift:sex=Female`
+    importance: dict[str, float] = {}  # share (0..1) of each input in the candidate's permutation importance
+    importance_shift: float | None = None  # half the L1 distance to the parent's importance, 0 = the same .. 1
+    evidence: str = ""  # digest of the manifest of what this was worked out from; "" = not kept
 
 
 class Clause(Record, frozen=True):
