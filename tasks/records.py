@@ -245,11 +245,12 @@ class Evaluation(Record, frozen=True):
     look: int = 1
     at: float = 0.0
     drift: float | None = None  # share of all holdout rows (labelled or not) answered with another label than the anchor's
-    indicators: dict[str, Estimate] = {}  # rankings, calibration, disparities: `auroc:sex=Female:drop`, see evaluation.indicators
+    indicators: dict[str, Estimate] = {}  # `auroc:sex=Female:drop`: see evaluation.indicators
     worst: tuple[Found, ...] = ()  # slices found by themselves, tested on rows that did not take part in finding them
-    counterfactual: dict[str, Estimate] = {}  # `flip:sex`: share answered differently with that column swapped; `shift:sex=Female`
+    counterfactual: dict[str, Estimate] = {}  # `flip:sex`: answered differently with that column swapped; `shift:sex=Female`
     importance: dict[str, float] = {}  # share (0..1) of each input in the candidate's permutation importance
     importance_shift: float | None = None  # half the L1 distance to the parent's importance, 0 = the same .. 1
+    looks: int = 1  # how many different candidates were judged since the champion was released, this one included
     evidence: str = ""  # digest of the manifest of what this was worked out from; "" = not kept
 
 
