@@ -2,8 +2,8 @@
 
 The correction is one Newton step of penalised logistic regression from the blocked model itself, in which every cell (bucket of
 the protected attribute × label) has a multiplier. The step's gram and cross products are summed once a cell; any set of
-multipliers then costs one linear solve. Neither the fit's result nor its serving reads the protected attribute: it only says how
-much each row counts while learning.
+multipliers then costs one linear solve. What comes out does not read the protected attribute: it only says how much each row
+counts while learning.
 
 - *Reweighing* (Kamiran & Calders 2012, doi:10.1007/s10115-011-0463-8): multipliers that make bucket and label independent.
 - *Constrained*: multipliers are the exponentials of the constraints' multipliers and rise with what is still violated. The loop
@@ -106,7 +106,7 @@ class Lever:
     def _working(self, rows: Ints) -> tuple[Floats, Floats, Floats, Floats]:
         """Units with a 1 appended (m, d+1), v (m,), y - p (m, k) and weights (m,)."""
         units = np.hstack([self.batch.units[rows].astype(np.float64), np.ones((len(rows), 1))])
-        p = _softmax(self.logits[rows])
+        p = softmax(self.logits[rows])
         variance = np.maximum((p * (1 - p)).sum(axis=1) / (self.labels - 1), LEAST)
         return units, variance, np.eye(self.labels)[self.batch.targets[rows]] - p, self.batch.weights[rows]
 
@@ -148,6 +148,11 @@ class Lever:
         found: Floats = response - (response - self.logits[rows] - units @ step.change) / (1 - h)
         return found
 
+    def still(self) -> Step:
+        """No correction at all: the model as it is."""
+        none = np.zeros((self.batch.units.shape[1] + 1, self.labels))
+        return Step(none, np.ones((self.buckets, self.labels)), "none", 0)
+
     def reweighing(self) -> Step:
         """P(bucket)·P(label) / P(bucket, label) as multipliers: what Kamiran and Calders weigh rows by."""
         counts = self.counts
@@ -180,7 +185,7 @@ class Lever:
 
     def answers(self, scores: Floats) -> Ints:
         """Label index answered for calibrated log-odds (m, k), by the model's own thresholds."""
-        return np.asarray((_softmax(scores) / np.array(self.model.card.thresholds)).argmax(axis=1), np.int64)
+        return np.asarray((softmax(scores) / np.array(self.model.card.thresholds)).argmax(axis=1), np.int64)
 
     def _lacking(self, yes: Floats, rows: Bools) -> Floats:
         """Mean positive rate of all buckets' rows minus each bucket's own (b,); 0 for a bucket without such rows."""
@@ -195,7 +200,8 @@ class Lever:
 def logits(model: Model, units: NDArray[np.float32]) -> Floats:
     """Calibrated log-odds (n, k) of encoded rows."""
     calibration = model.card.calibration
-    return calibration.temperature * model.head.scores(units) + np.array(calibration.bias)
+    found: Floats = calibration.temperature * model.head.scores(units) + np.array(calibration.bias)
+    return found
 
 
 def shifted(scores: Floats, units: NDArray[np.float32], change: Floats) -> Floats:
@@ -215,6 +221,6 @@ def corrected(model: Model, change: Floats) -> Model:
     return Model(model.card, model.encoder, Head(**head.arrays()), model.reference)
 
 
-def _softmax(scores: Floats) -> Floats:
+def softmax(scores: Floats) -> Floats:
     raised = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.asarray(raised / raised.sum(axis=1, keepdims=True), np.float64)
