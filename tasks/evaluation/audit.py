@@ -24,7 +24,7 @@ from truing.tasks.errors import DataError
 from truing.tasks.records import Record, Refusal
 from truing.tasks.statistics.cells import Bools, Floats
 
-TARGETED = 0.7  # of the rows drawn go to disagreement, if there is so much of it
+TARGETED = 0.65  # of the rows drawn go to disagreement, if there is so much of it
 FEWEST = 2  # rows drawn from a stratum at least, or all of it
 PLAN_TYPE = "application/vnd.truing.plan.v1+json"
 
@@ -151,8 +151,8 @@ def draw_plan(
     place[sorted_rows] = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     drawn = (place < take[codes]) & ~known
     reading = [ids[i] for i in np.flatnonzero(drawn)]
-    reading = [reading[i] for i in np.argsort(ranks(reading, f"{seed} reading"))]
-    twice = sorted(reading[i] for i in np.argsort(ranks(reading, f"{seed} twice"))[: round(double * len(reading))])
+    reading = [reading[int(i)] for i in np.argsort(ranks(reading, f"{seed} reading"))]
+    twice = sorted(reading[int(i)] for i in np.argsort(ranks(reading, f"{seed} twice"))[: round(double * len(reading))])
     return Plan(
         problem=problem,
         why="targeted" if disagree is not None else "random",

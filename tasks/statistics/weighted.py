@@ -30,7 +30,7 @@ from truing.tasks.statistics.cells import Bools, Floats
 from truing.tasks.statistics.means import bernstein_upper
 from truing.tasks.statistics.proportions import EXACT_BELOW, UNSEEN_HARM, clopper_pearson, z_of
 
-ERROR_SHARE = 0.25  # of the level is spent on not knowing the reviewers' error rate
+ERROR_SHARE = 0.1  # of the level is spent on not knowing the reviewers' error rate
 CELL_ROWS = 30  # labelled rows below which a cell of the guess falls back to the mean of all
 MOST_ERROR = 0.45  # beyond, a label says nothing
 
@@ -228,7 +228,7 @@ def weighted_upper(design: Design, level: float) -> tuple[float, str]:
     """One-sided upper bound of the drop, at most 1, and its method.
 
     Where labels were read twice, the bound is the largest one over the confidence interval of the reviewers' error rate, which
-    gets a quarter of the level.
+    gets a tenth of the level.
     """
     errors: tuple[float, ...] = (0.0,)
     rest, how = level, "weighted empirical likelihood"

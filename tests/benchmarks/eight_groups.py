@@ -105,11 +105,11 @@ def probabilities(base: float, churn: float, harms: tuple[Harm, ...] = ()) -> Fl
     table /= table.sum()
     full = SHARES[:, None, None, None] * table
     for harm in harms:
-        _plant(full[GROUPS.index(harm.group)], harm)
+        plant(full[GROUPS.index(harm.group)], harm)
     return full
 
 
-def _plant(cells: Floats, harm: Harm) -> None:
+def plant(cells: Floats, harm: Harm) -> None:
     """Turn right answers of the candidate into wrong ones, the same share of each cell that counts."""
     if harm.metric == "tpr":
         _turn(cells, 1, harm.drop * float(cells[1].sum()) / float(cells[1, :, 1].sum()))
