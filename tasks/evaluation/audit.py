@@ -150,7 +150,7 @@ def draw_plan(
     sorted_rows = np.lexsort((order, codes))
     place[sorted_rows] = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     drawn = (place < take[codes]) & ~known
-    reading = [ids[i] for i in np.flatnonzero(drawn)]
+    reading = [ids[int(i)] for i in np.flatnonzero(drawn)]
     reading = [reading[int(i)] for i in np.argsort(ranks(reading, f"{seed} reading"))]
     twice = sorted(reading[int(i)] for i in np.argsort(ranks(reading, f"{seed} twice"))[: round(double * len(reading))])
     return Plan(

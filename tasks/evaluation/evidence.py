@@ -24,7 +24,7 @@ from truing.tasks.evaluation.audit import Plan, weights
 from truing.tasks.problem import Problem, seconds
 from truing.tasks.records import Origin, Record
 from truing.tasks.statistics.cells import Bools, Floats
-from truing.tasks.statistics.proportions import binomial_tail
+from truing.tasks.statistics.proportions import binomial_tail, clopper_pearson
 
 if TYPE_CHECKING:
     import polars as pl
@@ -202,9 +202,10 @@ def leaks(
     found = [share(rows, which) for rows in (judging, validation) for which in (0, 1)]
     suspicious = False
     for here, there in ((found[0], found[2]), (found[1], found[3])):
-        usual = max(there, 1.0 / max(len(validation), 1))
-        if here > 0.01 and here > there and binomial_tail(round(here * len(judging)), len(judging), min(usual, 1.0)) < 0.001:
-            suspicious = True
+        if here <= max(0.01, there) or not validation:
+            continue
+        usual = clopper_pearson(round(there * len(validation)), len(validation), 0.001)[1]
+        suspicious |= binomial_tail(round(here * len(judging)), len(judging), usual) < 0.001
     return Leaks(
         subjects=subjects, content=found[0], near=found[1], content_validation=found[2], near_validation=found[3],
         suspicious=suspicious or subjects > 0,

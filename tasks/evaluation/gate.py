@@ -247,7 +247,7 @@ def _holds(evaluation: Evaluation, scores: Scores, policy: Policy) -> list[str]:
     holds += [f"the {name}'s answer is not a probability on {count} rows" for name, count in broken.items() if count]
     if scores.n < evidence.min_rows:
         holds.append(f"{scores.n:,} rows may judge, the policy asks for {evidence.min_rows:,}")
-    if scores.n and evaluation.coverage < evidence.min_coverage:
+    if scores.weights is None and scores.n and evaluation.coverage < evidence.min_coverage:  # a sample's bounds allow for it
         holds.append(
             f"{evaluation.coverage:.0%} of the holdout rows that should have an outcome have one, "
             f"the policy asks for {evidence.min_coverage:.0%}"

@@ -46,6 +46,20 @@ class Scores:
         """Rows that may judge."""
         return int(self.judged.sum())
 
+    @property
+    def pool(self) -> Bools:
+        """Rows that the labels speak for."""
+        return self.judged if self.weights is None else self.weights > 0
+
+    def base_rate(self, mask: Bools) -> float | None:
+        """Share of positives on some rows, estimated for the pool where labels are a sample; None where nothing is known."""
+        if self.labels is None:
+            rows = mask & self.judged
+            return float(self.positive[rows].mean()) if rows.any() else None
+        rows = mask & self.pool
+        share = self.labels.pseudo(error_bounds(self.labels.doubles, 0.5)[0])[rows].mean() if rows.any() else 0.0
+        return float(np.clip(share, 0.0, 1.0)) if (rows & self.judged).any() else None
+
     def cells(self, model: str, metric: str) -> tuple[Floats, Floats]:
         """Numerator and denominator (n,) of one model; rows without a label count for selection rates only."""
         num, den = cells(metric, self.positive, self.probability[model], self.answer[model])
@@ -92,7 +106,7 @@ class Scores:
         labels = self.labels
         if labels is None or metric in UNLABELLED:
             return ratio(*self.cells(model, metric), mask)
-        inside = mask & (np.asarray(self.weights) > 0)
+        inside = mask & self.pool
         label = labels.pseudo(error_bounds(labels.doubles, 0.5)[0])[inside]
         (num0, den0), (num1, den1) = ((num[inside], den[inside]) for num, den in self._both(model, metric))
         mass = float((den0 + (den1 - den0) * label).sum())
@@ -111,7 +125,7 @@ class Scores:
             return pair_pool(
                 self._both(against, metric),
                 self._both("candidate", metric),
-                mask=self.mask(name) & (np.asarray(self.weights) > 0),
+                mask=self.mask(name) & self.pool,
                 subjects=self.subjects,
                 labels=labels,
                 higher_is_better=HIGHER_IS_BETTER[metric],
