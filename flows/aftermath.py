@@ -49,7 +49,8 @@ def repeat(settings: Settings, *, now: float) -> list[str]:
         if tries >= TRIES or run["deployment_id"] is None:
             continue
         tags = [tag for tag in run["tags"] if tag.startswith("again-")] + [f"again-{tries + 1}"]
-        body = {"state": {"type": "SCHEDULED"}, "idempotency_key": f"again:{run['id']}", "tags": tags}
+        body = {"state": {"type": "SCHEDULED"}, "idempotency_key": f"again:{run['id']}", "tags": tags,
+                "parameters": run.get("parameters") or {}}  # fmt: skip
         made = prefect_call(settings, "POST", f"/deployments/{run['deployment_id']}/create_flow_run", body)
         asked.append(str(made["id"]))
     return asked

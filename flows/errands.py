@@ -30,9 +30,12 @@ STEWARD = ("gate", "release", "rollback")  # the steward's acts: never startable
 
 
 class Start(Protocol):
-    """Starts a deployment once per key; raises Unavailable when it can't be reached now."""
+    """Starts a deployment once per key; raises Unavailable when it can't be reached now.
 
-    def __call__(self, deployment: str, key: str) -> str: ...
+    `parameters` stand beside those that the deployment has anyway.
+    """
+
+    def __call__(self, deployment: str, key: str, parameters: Mapping[str, Any] | None = None) -> str: ...
 
 
 class Asked(Record, frozen=True):
@@ -42,6 +45,7 @@ class Asked(Record, frozen=True):
     act: str  # start | refused | ignored | noted
     word: str
     deployment: str | None = None
+    parameters: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class _Message(msgspec.Struct, frozen=True):
@@ -50,6 +54,9 @@ class _Message(msgspec.Struct, frozen=True):
     run: str = ""
     id: str = ""
     time: float | None = None
+    repair: str = ""  # run.requested improve: the number of a blocked version to repair
+    version: str = ""  # model.ready: the version judged, and what the gate said
+    outcome: str = ""
 
 
 def decide(value: bytes | None, problems: Collection[str], *, now: float) -> Asked:
@@ -59,6 +66,8 @@ def decide(value: bytes | None, problems: Collection[str], *, now: float) -> Ask
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Asked(problem="", act="ignored", word=f"a control message does not read: {' '.join(str(error).split())[:150]}")
     problem = message.problem if message.problem in problems else ""
+    if message.type == "model.ready" and message.outcome == "block" and problem and _number(message.version):
+        return _repair(problem, message.version, f"v{message.version} of {problem} was blocked", message.time, now)
     if message.type != "run.requested":
         return Asked(problem=problem, act="noted", word=message.type[:60])
     run = message.run[:60]
@@ -69,10 +78,28 @@ def decide(value: bytes | None, problems: Collection[str], *, now: float) -> Ask
         return Asked(
             problem="", act="refused", word=f"run.requested {run}: expected a problem of {', '.join(sorted(problems))}"
         )
+    if message.repair and run == "improve":
+        if not _number(message.repair):
+            return Asked(problem=problem, act="refused", word="run.requested improve: expected repair to be a version's number")
+        return _repair(problem, message.repair, f"a repair of v{message.repair} was asked for", message.time, now)
     if message.time is not None and now - message.time > STALE_S:
         return Asked(problem=problem, act="ignored", word=f"run.requested {run}: asked {(now - message.time) / 3600:.1f} h ago")
     deployment = "ingest/all" if run == "ingest" else f"{run}/{problem}"
     return Asked(problem=problem, act="start", word=f"{deployment} was asked for", deployment=deployment)
+
+
+def _repair(problem: str, version: str, word: str, asked: float | None, now: float) -> Asked:
+    """Improve with a version to repair: whether there is anything to repair is found out there."""
+    if asked is not None and now - asked > STALE_S:
+        return Asked(problem=problem, act="ignored", word=f"{word}, {(now - asked) / 3600:.1f} h ago")
+    return Asked(
+        problem=problem, act="start", word=f"improve/{problem}: {word}", deployment=f"improve/{problem}",
+        parameters={"repair": version},
+    )  # fmt: skip
+
+
+def _number(version: str) -> bool:
+    return version.isascii() and version.isdigit() and len(version) < 10
 
 
 def prefect(settings: Settings) -> Start:
@@ -80,7 +107,7 @@ def prefect(settings: Settings) -> Start:
     user, _, password = keyring(settings).read("prefect-auth").decode().partition(":")
     ids: dict[str, str] = {}
 
-    def start(deployment: str, key: str) -> str:
+    def start(deployment: str, key: str, parameters: Mapping[str, Any] | None = None) -> str:
         login = (user, password)
         if deployment not in ids:
             flow, _, name = deployment.partition("/")
@@ -89,7 +116,7 @@ def prefect(settings: Settings) -> Start:
             if found is None:
                 raise Unavailable(f"expected the deployment {deployment} in Prefect, found none; is the runner up?")
             ids[deployment] = found["id"]
-        body = {"state": {"type": "SCHEDULED"}, "idempotency_key": key, "tags": ["requested"]}
+        body = {"state": {"type": "SCHEDULED"}, "idempotency_key": key, "tags": ["requested"], "parameters": parameters or {}}
         url = f"{settings.prefect_url}/deployments/{ids[deployment]}/create_flow_run"
         made = call("POST", url, body, login=login, timeout=5.0, missing=True, ca=settings.tls.ca)
         if made is None:

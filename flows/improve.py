@@ -1,4 +1,7 @@
-"""Improve: landed rows → a registered candidate, or "nothing new". Ends there: judging and releasing are the steward's."""
+"""Improve: landed rows → a registered candidate, or "nothing new". Ends there: judging and releasing are the steward's.
+
+Asked to repair a blocked version it does that instead, and registers what comes of it in the same way.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,17 @@ from prefect.artifacts import (
 
 
 @flow(name="improve", flow_run_name="improve {problem}", persist_result=False, retries=1, retry_delay_seconds=10)
-def improve(problem: str) -> dict[str, Any]:
-    """One turn of learning. `learn` knows what was learned already, so a trigger with nothing new ends at once."""
+def improve(problem: str, repair: str | None = None) -> dict[str, Any]:
+    """One turn of learning. `learn` knows what was learned already, so a trigger with nothing new ends at once.
+
+    With `repair`, the number of a blocked version, that one is repaired, once; a version that can't be is told and left.
+    """
     from truing.flows.loop import Study, learn
+    from truing.flows.repair import mend
     from truing.infra.catalog import chosen
     from truing.infra.logins import registry_as
     from truing.infra.settings import current
+    from truing.tasks.errors import Refused
     from truing.tasks.events.lake import Lake
     from truing.tasks.records import Trial
 
@@ -29,6 +37,17 @@ def improve(problem: str) -> dict[str, Any]:
     spec, policy = chosen(settings.problems, problem)
     lake = Lake(settings.lake)
     registry = registry_as(settings, "trainer")
+    if repair is not None:
+        try:
+            made = mend(lake, registry, spec, policy, repair, now=time.time(), progress=Shown(problem, 4, log))
+        except Refused as refused:
+            log.info("v%s is not repaired: %s", repair, refused)
+            return {"candidate": None, "repairs": repair, "reason": str(refused)}
+        if made is None:
+            log.info("no correction makes v%s better", repair)
+            return {"candidate": None, "repairs": repair, "reason": "no correction does better"}
+        _show(problem, made, [])
+        return {"candidate": made.payload, "repairs": repair, "origin": made.origin, "note": made.note}
     given = settings.learning
     study = Study(trials=given.trials, threads=given.threads, seed=given.seed, storage=settings.data / "studies")
     tried = len(lake.records("trials", Trial, problem=problem))
@@ -81,7 +100,8 @@ def _show(problem: str, candidate: Any, trials: list[Any]) -> None:
         }
         for trial in trials
     ]
-    create_table_artifact(lines, key=f"trials-{problem}", description=f"The study of {problem}; lower is better")
+    if lines:
+        create_table_artifact(lines, key=f"trials-{problem}", description=f"The study of {problem}; lower is better")
     text = f"""## Candidate of {problem}
 
 | | |
@@ -91,6 +111,8 @@ def _show(problem: str, candidate: Any, trials: list[Any]) -> None:
 | learner | {candidate.origin} |
 | samples | {candidate.rows} |
 | dataset | `{candidate.dataset[:12]}` |
+
+{candidate.note}
 
 The steward judges it next; a person approves."""
     create_markdown_artifact(text, key=f"candidate-{problem}", description="What asks to be released")

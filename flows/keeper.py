@@ -256,7 +256,8 @@ class Keeper:
 
     def _handle(self, vault: Vault, key: str, offset: int, value: bytes | None, app: tuple[str, int]) -> None:
         asked = decide(value, self.problems, now=time.time())
-        run = self.start(asked.deployment, key) if asked.deployment else None
+        given = (asked.parameters,) if asked.parameters else ()
+        run = self.start(asked.deployment, key, *given) if asked.deployment else None
         remember(vault, key, asked.problem, offset, {"act": asked.act, "word": asked.word, "run": run}, app)
         if asked.act != "noted":
             self.log(f"{asked.act}: {asked.word}")

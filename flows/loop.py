@@ -136,18 +136,31 @@ def learn(
     return candidate
 
 
+def teachable_rows(lake: Lake, problem: Problem) -> pl.DataFrame:
+    """Labelled rows that validation let through."""
+    from truing.tasks.events.suite import admitted
+
+    return admitted(lake, problem, lake.rows(problem.name, labelled=True))
+
+
 def teachable(lake: Lake, problem: Problem, history: list[Version]) -> pl.DataFrame:
-    """Labelled rows that validation let through, less what a blocked candidate had learned from people."""
+    """Labelled rows that validation let through, less what a blocked candidate had learned from people.
+
+    A repair that passes does not clear the rows: it is what was made of them in spite of the harm.
+    """
     import polars as pl
 
-    from truing.tasks.events.suite import admitted
     from truing.tasks.selection.quarantine import held_rows, without_held
 
-    rows = admitted(lake, problem, lake.rows(problem.name, labelled=True))
+    rows = teachable_rows(lake, problem)
     held = held_rows(
         lake.read("samples", predicate=pl.col("problem") == problem.name),
         blocked=[known.tags.get("dataset", "") for known in history if known.outcome == Outcome.BLOCK],
-        cleared=[known.tags.get("dataset", "") for known in history if known.outcome == Outcome.PASS],
+        cleared=[
+            known.tags.get("dataset", "")
+            for known in history
+            if known.outcome == Outcome.PASS and known.tags.get("origin") != "repair"
+        ],
     )
     return without_held(rows, held)
 
@@ -193,6 +206,7 @@ def decide(
     Every model that takes part is the one that was registered or released, by its hash: champion by the book, anchor and parent
     by the audit. `seen` is the version as MLflow shows it; only what its candidate says of itself is taken from there.
     """
+    from truing.tasks.evaluation.beside import mended
     from truing.tasks.evaluation.comparison import compare, rows_digest
     from truing.tasks.evaluation.gate import judge
     from truing.tasks.evaluation.ledger import Look, look_at, note_look, read_ledger
@@ -252,12 +266,16 @@ def decide(
     verdict = judge(evaluation, scores, problem, policy, dataset=candidate.dataset, key=key, now=at, seed=look)
     envelope = seal.sign(verdict, seal.VERDICT_TYPE, offices.gate)
     run = registry.log_verdict(name, version, envelope, evaluation, verdict_html(verdict, evaluation, candidate, problem))
+    description = describe(verdict, evaluation, candidate, problem)
+    ailing = book.verdict(name, candidate.repairs) if candidate.repairs else None
+    if ailing is not None:
+        description = mended(description, ailing.version, candidate.note, ailing.verdict, verdict)
     small = candidate.origin == "fast" and champion is not None and model.base == champion.base == candidate.base
     return book.add_verdict(
         envelope,
         at=now,
         version=version,
-        description=fitting(describe(verdict, evaluation, candidate, problem)),
+        description=fitting(description),
         indicators=seal.canonical(indicators(evaluation, verdict)).decode(),
         run=run,
         candidate=seal.digest_bytes(seen.tags["candidate"].encode()),

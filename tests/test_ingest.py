@@ -303,6 +303,11 @@ def test_a_vault_that_can_not_be_written_is_waited_for_and_loses_nothing(site: S
         ({"type": "run.requested", "problem": "adult", "run": "steward/../improve"}, "refused", None),
         ({"type": "run.requested", "problem": "nobody", "run": "improve"}, "refused", None),
         ({"type": "run.requested", "problem": "adult", "run": "improve", "time": 1000.0 - STALE_S - 1}, "ignored", None),
+        ({"type": "run.requested", "problem": "adult", "run": "improve", "repair": "3"}, "start", "improve/adult"),
+        ({"type": "run.requested", "problem": "adult", "run": "improve", "repair": "3; drop"}, "refused", None),
+        ({"type": "model.ready", "problem": "adult", "version": "3", "outcome": "block"}, "start", "improve/adult"),
+        ({"type": "model.ready", "problem": "adult", "version": "3", "outcome": "pass"}, "noted", None),
+        ({"type": "model.ready", "problem": "nobody", "version": "3", "outcome": "block"}, "noted", None),
         ({"type": "model.released", "problem": "adult", "version": "3"}, "noted", None),
         ({"type": 5}, "ignored", None),
         ([], "ignored", None),
@@ -313,6 +318,7 @@ def test_a_control_message_starts_what_may_be_asked_for_and_nothing_else(
 ) -> None:
     asked = decide(json.dumps(message).encode(), ["adult"], now=1000.0)
     assert (asked.act, asked.deployment) == (act, deployment)
+    assert asked.parameters == ({"repair": "3"} if act == "start" and "3" in message.values() else {})
     assert "\n" not in asked.word
 
 

@@ -156,7 +156,8 @@ class Demo:
         steadily(lambda: request(self.settings, "improve", self.name))
 
         def registered() -> str | None:
-            fresh = [v.version for v in self.trainer.versions(self.name) if v.version not in before]
+            versions = self.trainer.versions(self.name)
+            fresh = [v.version for v in versions if v.version not in before and v.tags.get("origin") != "repair"]
             return fresh[-1] if fresh else None
 
         version = until("a candidate", registered)
