@@ -224,6 +224,20 @@ class Found(Record, frozen=True):
     confirmed: bool
 
 
+class Sampled(Record, frozen=True):
+    """How the labels came about where they are a sample of the pool: counts of rows, and why they were drawn."""
+
+    why: str  # audit | plan | worst
+    plan: str | None  # payload digest of the candidate that the plan was aimed at
+    pool: int
+    labelled: int
+    drawn: int  # by chance
+    read: int  # of these
+    unreachable: int  # nobody could have drawn them: they count as the worst label there could be
+    twice: int  # read by two reviewers
+    differed: int  # of these, read differently
+
+
 class Evaluation(Record, frozen=True):
     """Champion, candidate, "no update" and anchor scored on the same holdout rows through the serving build."""
 
@@ -251,6 +265,7 @@ class Evaluation(Record, frozen=True):
     importance: dict[str, float] = {}  # share (0..1) of each input in the candidate's permutation importance
     importance_shift: float | None = None  # half the L1 distance to the parent's importance, 0 = the same .. 1
     looks: int = 1  # how many different candidates were judged since the champion was released, this one included
+    sampled: Sampled | None = None  # None = every row with a matured label counts once
     evidence: str = ""  # digest of the manifest of what this was worked out from; "" = not kept
 
 

@@ -11,15 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from truing.tasks.records import Estimate
 from truing.tasks.statistics.cells import Floats
 from truing.tasks.statistics.intervals import gap, rate_interval
 from truing.tasks.statistics.proportions import tail_of
 
-DRAWS = 20_000  # of the joint distribution; the seed is fixed, so the same rates give the same interval
+DRAWS = 10_000  # of the joint distribution; the seed is fixed, so the same rates give the same interval
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class Rate:
     n: float
 
 
-def rate_of(num: Floats, den: Floats, *, weights: Floats | None = None, subjects: Floats | None = None) -> Rate | None:
+def rate_of(
+    num: Floats, den: Floats, *, weights: Floats | None = None, subjects: npt.NDArray[Any] | None = None
+) -> Rate | None:
     """Σnum/Σden as a rate; None without a row that counts, or with one that is not a number.
 
     `n` is the number of independent rows with the same variance: Σden, less what rows of one subject and unequal weights
@@ -48,7 +52,8 @@ def rate_of(num: Floats, den: Floats, *, weights: Floats | None = None, subjects
     if weights is not None or subjects is not None:
         off = (w * (num - value * den))[counts]
         if subjects is not None:
-            off = np.bincount(np.unique(subjects[counts], return_inverse=True)[1], weights=off)
+            codes = np.unique(subjects[counts], return_inverse=True)[1]
+            off = np.asarray(np.bincount(codes, weights=off), dtype=np.float64)
         variance = float(off @ off) / mass**2
         independent = float((w * den)[counts].sum() ** 2 / ((w * den)[counts] ** 2).sum())
         n = min(n, value * (1.0 - value) / variance if variance > 0.0 and 0.0 < value < 1.0 else independent)

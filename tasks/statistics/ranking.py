@@ -67,7 +67,8 @@ def _share_below(p: Floats, mass: Floats) -> Floats:
 def error(influence: Floats, subjects: npt.ArrayLike | None = None) -> float:
     """Standard error from row influences; rows of one subject are summed first."""
     if subjects is not None:
-        influence = np.bincount(np.unique(np.asarray(subjects), return_inverse=True)[1], weights=influence)
+        codes = np.unique(np.asarray(subjects), return_inverse=True)[1]
+        influence = np.asarray(np.bincount(codes, weights=influence), dtype=np.float64)
     return math.sqrt(float(influence @ influence))
 
 
