@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import msgspec
@@ -85,6 +86,14 @@ def probabilities(base: float, churn: float, harms: tuple[Harm, ...] = ()) -> Fl
         base: share of positives, 0..1, the same in every group.
         churn: share of rows on which an equal candidate answers differently, 0..1.
     """
+    full = SHARES[:, None, None, None] * _of_one_group(base, churn)
+    for harm in harms:
+        plant(full[GROUPS.index(harm.group)], harm)
+    return full
+
+
+@lru_cache(maxsize=64)
+def _of_one_group(base: float, churn: float) -> Floats:
     cut = NormalDist().inv_cdf(1.0 - base)
     tilt = _solve(lambda a: 4.0 * float(_owen(np.array([cut]), a)[0]) - churn)  # churn = 4·T(cut, √((1−ρ)/(1+ρ)))
     rho = (1.0 - tilt**2) / (1.0 + tilt**2)
@@ -102,11 +111,7 @@ def probabilities(base: float, churn: float, harms: tuple[Harm, ...] = ()) -> Fl
             [float(mass @ (1.0 - yes - differ)), float(mass @ differ)],
             [float(mass @ differ), float(mass @ (yes - differ))],
         ]
-    table /= table.sum()
-    full = SHARES[:, None, None, None] * table
-    for harm in harms:
-        plant(full[GROUPS.index(harm.group)], harm)
-    return full
+    return table / table.sum()
 
 
 def plant(cells: Floats, harm: Harm) -> None:
@@ -131,10 +136,16 @@ def _turn(cells: Floats, truth: int, share: float) -> None:
 
 def _owen(h: Floats, a: float) -> Floats:
     """Owen's T(h, a) = ∫₀ᵃ exp(−h²(1+x²)/2)/(1+x²) dx / 2π (Owen 1956); two normals of one threshold differ in 4T of all."""
-    nodes, weights = np.polynomial.legendre.leggauss(64)
+    nodes, weights = _nodes(64)
     x = a / 2 * (nodes + 1)
     values = np.exp(-(h[:, None] ** 2) * (1 + x**2) / 2) / (1 + x**2)
     return np.asarray(a / 2 * values @ weights / (2 * np.pi))
+
+
+@lru_cache(maxsize=4)
+def _nodes(count: int) -> tuple[Floats, Floats]:
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    return nodes, weights
 
 
 def _solve(rises: Callable[[float], float]) -> float:
