@@ -61,14 +61,14 @@ def gather(settings: Settings, problems: Iterable[str], *, user: str | None = No
     found = {}
     for problem in problems:
         own = dict(unread)
-        shelf, gateway = _shelf(settings, user, own), _gateway(settings, problem, own)
-        model, versions = _taken(shelf, problem, checks)
+        place, gateway = shelf(settings, user, own), _gateway(settings, problem, own)
+        model, versions = _taken(place, problem, checks)
         found[problem] = Evidence(
             problem=problem,
             keys=keys,
             model=model,
             versions=versions,
-            files=_files(shelf),
+            files=_files(place),
             docket=None if lines is None else acts.of(problem),
             book=book,
             standing=[text for name, text in standing if name == problem],
@@ -164,15 +164,16 @@ def checked(lines: Iterable[Line], keys: Iterable[bytes], heads: Iterable[Mark])
         )
 
 
-def _shelf(settings: Settings, user: str | None, unread: dict[str, str]) -> Shelf | Registry | None:
-    shelf = Shelf(settings.store)
-    if not closed(shelf.database) and shelf.database.exists():
-        return shelf
+def shelf(settings: Settings, user: str | None, unread: dict[str, str]) -> Shelf | Registry | None:
+    """MLflow's store: as it lies here, else over HTTP; None, and why in `unread`, where neither can be had."""
+    here = Shelf(settings.store)
+    if not closed(here.database) and here.database.exists():
+        return here
     try:
         registry = visitor(settings, user)
         registry.rest.get("/experiments/search", max_results=1)
     except TruingError as error:
-        unread["store"] = f"{shelf.database}: not readable for this user or not there, and the registry says nothing: {error}"
+        unread["store"] = f"{here.database}: not readable for this user or not there, and the registry says nothing: {error}"
         return None
     return registry
 

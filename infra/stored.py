@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from truing.tasks.errors import Unavailable
 from truing.tasks.release.versions import Model, Version
@@ -19,6 +19,8 @@ from truing.tasks.seal import read_tree
 
 QUERY_S = 20.0  # a view or trigger planted in the database can't hold us longer
 _STORE = "mlflow-artifacts:/"
+
+T = TypeVar("T")
 
 
 class Shelf:
@@ -66,15 +68,32 @@ class Shelf:
 
     def files(self, version: Version) -> dict[str, bytes]:
         """The bytes that lie where MLflow says. Raises ValueError for a place outside the artifact folder, or a link."""
-        if not version.artifacts.startswith(_STORE):
-            raise ValueError(f"expected a place below {_STORE}, got {version.artifacts[:60]!r}")
-        folder = self.artifacts / version.artifacts.removeprefix(_STORE).strip("/")
+        return self._read(version.artifacts, read_tree)
+
+    def run_file(self, run: str, name: str) -> bytes | None:
+        """One file of a run, None if there is no such. Raises ValueError for a place outside the artifact folder, or a link."""
+        with self._open() as rows:
+            found = rows("SELECT artifact_uri FROM runs WHERE run_uuid = ?", run)
+
+        def read(folder: Path) -> bytes | None:
+            path = folder / name
+            if path.is_symlink() or path.resolve() != path.absolute():
+                raise ValueError(f"expected a plain file, got {name!r} as a link")
+            return path.read_bytes() if path.exists() else None
+
+        return self._read(str(found[0][0]), read) if found else None
+
+    def _read(self, place: str, read: Callable[[Path], T]) -> T:
+        """What `read` makes of the folder that MLflow calls `place`."""
+        if not place.startswith(_STORE):
+            raise ValueError(f"expected a place below {_STORE}, got {place[:60]!r}")
+        folder = self.artifacts / place.removeprefix(_STORE).strip("/")
         try:
             if self.artifacts.resolve() not in folder.resolve().parents or folder.resolve() != folder.absolute():
-                raise ValueError(f"expected a plain folder below {self.artifacts}, got {version.artifacts[:60]!r}")
-            return read_tree(folder)
+                raise ValueError(f"expected a plain folder below {self.artifacts}, got {place[:60]!r}")
+            return read(folder)
         except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError to pathlib
-            raise ValueError(f"{version.artifacts[:60]!r} does not read: {error}") from None
+            raise ValueError(f"{place[:60]!r} does not read: {error}") from None
 
     @contextmanager
     def _open(self) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:

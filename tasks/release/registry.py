@@ -77,7 +77,7 @@ class Registry:
         experiment = self.experiment(problem)
         body = {"experiment_id": experiment, "name": f"{problem}-{payload[:12]}", "model_type": candidate.kind}
         model = self.rest.send("POST", "/logged-models", **body, **({"source_run_id": run} if run else {}))["model"]["info"]
-        root = _artifact_path(model["artifact_uri"])
+        root = artifact_path(model["artifact_uri"])
         for name, data in files.items():
             self.rest.upload(f"{root}/{name}", data)
         self.rest.send("PATCH", f"/logged-models/{model['model_id']}", model_id=model["model_id"], status="LOGGED_MODEL_READY")
@@ -139,7 +139,7 @@ class Registry:
     def payload(self, problem: str, version: str) -> dict[str, bytes]:
         """The version's files, byte for byte. Check `tree_digest` against what was signed before using them."""
         uri = self.rest.get("/model-versions/get-download-uri", name=problem, version=version)["artifact_uri"]
-        return self.rest.tree(_artifact_path(uri))
+        return self.rest.tree(artifact_path(uri))
 
     def champion(self, problem: str) -> str | None:
         """The version now served, or None."""
@@ -357,7 +357,7 @@ class Registry:
             params=[{"key": key, "value": str(value)[:6000]} for key, value in params.items()],
             metrics=[{"key": key, "value": value, "timestamp": now, "step": 0} for key, value in metrics.items()],
         )
-        root = _artifact_path(info["artifact_uri"])
+        root = artifact_path(info["artifact_uri"])
         for path, data in (files or {}).items():
             self.rest.upload(f"{root}/{path}", data)
         self.rest.send("POST", "/runs/update", run_id=info["run_id"], status="FINISHED", end_time=int(self.rest.clock() * 1000))
@@ -393,7 +393,7 @@ def _inside(envelope: Envelope | None, kind: type[T]) -> T:
         raise DataError(f"expected an envelope with a {kind.__name__}, got {error}; sign the right record") from None
 
 
-def _artifact_path(uri: str) -> str:
+def artifact_path(uri: str) -> str:
     """`mlflow-artifacts:/1/models/m-x/artifacts` → `1/models/m-x/artifacts`. Raises Unavailable for other stores."""
     scheme, _, path = uri.partition(":")
     if scheme != "mlflow-artifacts":
