@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING
+from platform import machine, python_version
+from typing import TYPE_CHECKING, Any
 
 from truing.flows.release import held
 from truing.tasks import seal
@@ -198,20 +199,24 @@ def decide(
     book: Book,
     offices: Offices,
     ledger: Path,
+    desk: Path,
     now: float,
     timer: Callable[[], float],
 ) -> Judged:
     """Candidate → evaluation → verdict, signed and booked with all that a person needs to decide; `show` puts it on the page.
 
     Every model that takes part is the one that was registered or released, by its hash: champion by the book, anchor and parent
-    by the audit. `seen` is the version as MLflow shows it; only what its candidate says of itself is taken from there.
+    by the audit. `seen` is the version as MLflow shows it; only what its candidate says of itself is taken from there. What the
+    verdict follows from is kept below `desk` before it is booked (`evaluation.kept`), so that anybody can make it again.
     """
+    from truing.tasks.evaluation.answers import ask, rows_digest
     from truing.tasks.evaluation.beside import mended
-    from truing.tasks.evaluation.comparison import compare, rows_digest
-    from truing.tasks.evaluation.gate import judge
+    from truing.tasks.evaluation.kept import Decision, pack, store, unpack
     from truing.tasks.evaluation.ledger import Look, look_at, note_look, read_ledger
+    from truing.tasks.evaluation.probing import probe
     from truing.tasks.evaluation.report import describe, indicators, verdict_html
     from truing.tasks.events.join import leaked
+    from truing.tasks.events.predictions import Predictions
     from truing.tasks.kinds.model import Model
     from truing.tasks.release.registry import fitting
 
@@ -248,7 +253,7 @@ def decide(
     judging = rows_digest(rows, problem, now=now)
     look = look_at(read_ledger(ledger), payload, judging)
     model = Model.from_files(files)
-    evaluation, scores = compare(
+    answers = ask(
         rows, problem, policy,
         candidate=model, champion=champion, none=parent, anchor=anchor,
         digests={
@@ -258,12 +263,21 @@ def decide(
             "anchor": pinned.payload if pinned else None,
         },
         look=look, now=now, timer=timer, size_mb=sum(map(len, files.values())) / 1e6,
+        reference=learned_from(lake, problem, candidate.dataset),
+        measured=probe(rows, problem, candidate=model, parent=parent, seed=look, now=now),
     )  # fmt: skip
     note_look(ledger, Look(problem=name, candidate=payload, rows=judging, at=now))
     key = seal.key_id(seal.public_key(offices.gate))
     before = book.verdict(name, payload)
     at = max(now, before.verdict.at) if before else now  # a clock that was set back makes no verdict older than the one before
-    verdict = judge(evaluation, scores, problem, policy, dataset=candidate.dataset, key=key, now=at, seed=look)
+    how = Decision(version=version, dataset=candidate.dataset, key=key, at=at, seed=look, made=_made())
+    files = pack(answers, problem, policy, how)
+    evaluation, verdict = unpack(files).conclude()  # what is judged is what is kept
+    store(desk / "evidence" / seal.digest(verdict), files, evaluation)
+    Predictions(desk).keep(
+        name, evaluation.digest, answers.ids, payloads=answers.facts.payloads, probability=answers.probability,
+        label=answers.label, releases={one.payload: one.name for one in book.releases(name)}, at=now,
+    )  # fmt: skip
     envelope = seal.sign(verdict, seal.VERDICT_TYPE, offices.gate)
     run = registry.log_verdict(name, version, envelope, evaluation, verdict_html(verdict, evaluation, candidate, problem))
     description = describe(verdict, evaluation, candidate, problem)
@@ -285,6 +299,17 @@ def decide(
     )
 
 
+def learned_from(lake: Lake, problem: Problem, dataset: str, *, most: int = 2000) -> list[dict[str, Any]]:
+    """Inputs of up to `most` rows of a dataset version, evenly spread: what the holdout's inputs are held against for shift."""
+    import msgspec
+
+    from truing.flows.repair import taught
+
+    rows = taught(lake, problem, dataset)
+    step = max(1, -(-rows.height // most))
+    return [msgspec.json.decode(content) for content in rows["content"].gather_every(step).to_list()]
+
+
 def show(registry: Registry, problem: Problem, judged: Judged, *, seen: Version | None = None) -> None:
     """Put a booked verdict on the version's page. Can be repeated; what `seen` shows already is left alone."""
     registry.show_verdict(
@@ -302,6 +327,11 @@ def _in(*splits: Split) -> pl.Expr:
     import polars as pl
 
     return pl.col("split").is_in([str(split) for split in splits])
+
+
+def _made() -> dict[str, str]:
+    """What does the arithmetic of a verdict."""
+    return {"truing": installed("truing"), "numpy": installed("numpy"), "python": python_version(), "machine": machine()}
 
 
 def _versions(lake: Lake) -> dict[str, int]:

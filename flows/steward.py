@@ -197,7 +197,7 @@ def judged(desk: Desk, problem: Problem, policy: Policy, version: str, docket: D
     made = loop.decide(
         desk.vault, desk.lake, desk.registry, problem, policy, seen,
         docket=docket, book=desk.book, offices=desk.offices(), ledger=desk.settings.desk / "looks" / f"{problem.name}.jsonl",
-        now=time.time(), timer=time.perf_counter,
+        desk=desk.settings.desk, now=time.time(), timer=time.perf_counter,
     )  # fmt: skip
     return shown(desk, problem, made)
 
@@ -299,6 +299,7 @@ def warm() -> None:
     """Import now what a verdict needs, so that the first one does not wait for it."""
     import truing.tasks.evaluation.comparison
     import truing.tasks.evaluation.gate
+    import truing.tasks.evaluation.kept
     import truing.tasks.evaluation.report
     import truing.tasks.kinds.model  # noqa: F401
 
