@@ -55,7 +55,7 @@ class Paired:
         """Too little is known for a bound that relies on large numbers."""
         if self.design is None:
             return len(self.units) < EXACT_BELOW
-        return self.design.subjects < EXACT_BELOW or self.design.known(0.0) < EXACT_BELOW
+        return self.design.few(0.0)
 
     @property
     def se(self) -> float:

@@ -155,6 +155,16 @@ class Design:
         """Σ denominator."""
         return float((self.c + self.d * self.labels.pseudo(error)).sum())
 
+    def unread(self) -> Design:
+        """The same rows if nothing had been drawn: only what was known for certain, everything else at its worst."""
+        certain = self.labels.known & (self.labels.weights == 1.0)
+        every = np.ones(len(certain), dtype=bool)
+        return replace(self, labels=replace(self.labels, known=certain, drawn=every, weights=every.astype(float)))
+
+    def few(self, error: float) -> bool:
+        """Is less than 250 rows' worth known?"""
+        return self.subjects < EXACT_BELOW or self.known(error) < EXACT_BELOW
+
     def known(self, error: float) -> float:
         """How many fully known rows' worth the denominator is: Σ denominator over the largest weight that a drop can have."""
         moving = (self.b != 0.0) & (self.labels.weights > 0.0)
@@ -216,7 +226,7 @@ def below(design: Design, drop: float, error: float, level: float) -> bool:
     """Is the true drop below `drop`, at one-sided `level`? Error rate taken as known."""
     units = design.units(drop, error)
     worst = design.worst(drop, error)
-    if design.known(error) < EXACT_BELOW or design.subjects < EXACT_BELOW:
+    if design.few(error):
         least = min(float(units.min()), -worst)
         return bernstein_upper(units, level, span=max(worst, float(units.max())) - least) < 0.0
     values, counts = np.unique(units, return_counts=True)
@@ -227,17 +237,25 @@ def below(design: Design, drop: float, error: float, level: float) -> bool:
 def weighted_upper(design: Design, level: float) -> tuple[float, str]:
     """One-sided upper bound of the drop, at most 1, and its method.
 
-    Where labels were read twice, the bound is the largest one over the confidence interval of the reviewers' error rate, which
-    gets a tenth of the level.
+    Where few labels were drawn, the bound that allows for any label of the others may say more: then each has half of the
+    level, and the lower one holds. Rows on which both models agree cost that one nothing.
     """
+    bound, how = _over_errors(design, level / 2.0 if design.few(0.0) else level)
+    if design.few(0.0):
+        certain, word = _over_errors(design.unread(), level / 2.0)
+        if certain < bound:
+            return certain, f"worst labels, {word}"
+    return bound, how
+
+
+def _over_errors(design: Design, level: float) -> tuple[float, str]:
+    """The largest bound over the confidence interval of the reviewers' error rate, which gets a tenth of the level."""
     errors: tuple[float, ...] = (0.0,)
-    rest, how = level, "weighted empirical likelihood"
+    rest, how = level, f"weighted empirical {'Bernstein' if design.few(0.0) else 'likelihood'}"
     if design.labels.doubles[0] and bool((design.labels.noisy & design.labels.known).any()):
         estimate, low, high = error_bounds(design.labels.doubles, level * ERROR_SHARE)
         errors, rest = tuple(dict.fromkeys((high, low, estimate))), level * (1.0 - ERROR_SHARE)
         how += f", label error {estimate:.1%} ({low:.1%} to {high:.1%})"
-    if design.known(errors[-1]) < EXACT_BELOW or design.subjects < EXACT_BELOW:
-        how = how.replace("empirical likelihood", "empirical Bernstein")
     bound = -1.0
     for error in errors:
         if bound > -1.0 and below(design, bound, error, rest):
