@@ -16,6 +16,7 @@ from truing.infra.catalog import catalog
 from truing.infra.gateway.feedback import check, read_items
 from truing.infra.gateway.loader import Loader
 from truing.infra.gateway.outbox import Outbox
+from truing.infra.gateway.sampler import Sampler
 from truing.infra.gateway.served import Served, Shelf
 from truing.infra.gateway.shelf import RegistryShelf
 from truing.infra.gateway.tensors import OWN, Question, column, read_question
@@ -50,11 +51,14 @@ class Service:
         self.settings = settings
         self.clock = clock
         self.version = version("truing")
-        self.problems: dict[str, Problem] = {name: problem for name, (problem, _) in catalog(settings.problems).items()}
+        known = catalog(settings.problems)
+        self.problems: dict[str, Problem] = {name: problem for name, (problem, _) in known.items()}
+        self.policies = {name: policy for name, (_, policy) in known.items()}
         keyring = Keyring(settings.keys, OFFICE)
         public = following_public(keyring)
         public()  # a missing key ends the process now, not at the first release
         self._wire = keyring.read("wire")
+        self.sampler = Sampler(self._wire)
         self._schemas = {name: seal.digest(problem.inputs)[:16] for name, problem in self.problems.items()}
         self.loader = Loader(
             self.problems,
@@ -147,6 +151,8 @@ class Service:
         """One prediction event a row. The event is named after its prediction, so a repeated question lands once."""
         problem, labels = served.problem.name, served.model.problem_labels
         schema = self._schemas[problem]
+        sampled = self.sampler.draw(served.problem, self.policies[problem], ids, question.groups)
+        self._counts["audited"] += sum(drawn for _, drawn in sampled)
         return [
             encode_event(
                 "prediction",
@@ -162,7 +168,8 @@ class Service:
                     },
                     "release": served.name,
                     "variant": VARIANT,
-                    "propensity": 1.0,
+                    "propensity": chance,
+                    "audit": drawn,
                     "schema": schema,
                 },
                 time=now,
@@ -172,7 +179,7 @@ class Service:
                 actor_kind="source",
                 source_key=self._wire,
             )
-            for inputs, groups, subject, name, label, confidence, probabilities in zip(
+            for inputs, groups, subject, name, label, confidence, probabilities, (chance, drawn) in zip(
                 question.rows,
                 question.groups,
                 question.subjects,
@@ -180,6 +187,7 @@ class Service:
                 answers.labels,
                 answers.confidence.tolist(),
                 np.clip(answers.probabilities, 0.0, 1.0).tolist(),
+                sampled,
                 strict=True,
             )
         ]
@@ -211,6 +219,7 @@ class Service:
             "problems": {name: self._problem_status(name) for name in self.problems},
             "requests": self._counts["requests"],
             "rows": self._counts["rows"],
+            "audited": self._counts["audited"],
             "feedback": {"accepted": self._counts["feedback"], "refused": self._counts["feedback.refused"]},
             "errors": {key.partition(".")[2]: n for key, n in sorted(self._counts.items()) if key.startswith("errors.")},
             "outbox": {
