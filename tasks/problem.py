@@ -91,6 +91,8 @@ class Problem(Record, frozen=True):
     cadence: Cadence = Cadence()
     maturity: Maturity = Maturity()
     retention: str = "24h"
+    # protected attribute → input → what its values would be for somebody else: {"sex": {"relationship": {"Wife": "Husband"}}}
+    counterfactual: dict[str, dict[str, dict[str, str]]] = msgspec.field(default_factory=dict)
 
     @property
     def unread(self) -> tuple[str, ...]:
@@ -183,6 +185,14 @@ def load_problem(folder: Path) -> Problem:
         raise ProblemError(
             f"{path}: inputs: {both} are protected groups; expected them in [groups] only, not in [inputs], or marked served"
         )
+    for name, beside in problem.counterfactual.items():
+        if name not in problem.groups:
+            raise ProblemError(f"{path}: counterfactual: expected groups of {sorted(problem.groups)}, got {name!r}; rename it")
+        strange = sorted(
+            column for column in beside if column not in problem.inputs or problem.inputs[column].type != "category"
+        )
+        if strange:
+            raise ProblemError(f"{path}: counterfactual.{name}: expected inputs that are categories, got {strange}; drop them")
     if not 0 < problem.splits.holdout < 1 or not 0 < problem.splits.validation < 1 - problem.splits.holdout:
         raise ProblemError(f"{path}: splits: expected shares above 0 that leave room for train, got {problem.splits}")
     for section in (problem.cadence, problem.maturity):

@@ -33,7 +33,7 @@ from truing.tasks.statistics.cells import Bools, Floats
 METHODS = ("reweighing", "constrained", "thresholds")
 SPOKEN = {"reweighing": "reweighing", "constrained": "a constrained head", "thresholds": "thresholds by group"}
 TRUE = (Origin.OUTCOME.value, Origin.REVIEW.value)
-GAP_SHARE = 0.4  # share of the gap that may stay: under a half, so that it is a half on rows nobody has looked at
+GAP_SHARE = 1 / 3  # share of the gap that may stay: under a half, so that it is a half on rows nobody has looked at
 DROP_SHARE = 0.25  # share of a blocked clause's limit that may be used up
 MOST_LOSS = 0.01  # accuracy given up against the blocked candidate
 

@@ -12,6 +12,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from truing.tasks.kinds.swaps import Swap
+
 Inputs = Sequence[Mapping[str, Any]]
 
 
@@ -67,6 +69,10 @@ class Kind(Protocol):
 
     def counterfactuals(self, one: Mapping[str, Any], predict: Predict) -> list[Change]:
         """Single changes of one input that turn the answer, most confident first."""
+        ...
+
+    def swaps(self, group: str, inputs: Inputs, buckets: Sequence[str]) -> list[Swap]:
+        """Each case (in its bucket of a protected attribute, n) as it would stand for somebody of another bucket."""
         ...
 
     def attribute(self, one: Mapping[str, Any], predict: Predict) -> dict[str, float]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from truing.tasks.errors import DataError
 from truing.tasks.kinds.encoders import CategoryColumn, NumberColumn, TableEncoder, TableSpec
 from truing.tasks.kinds.protocol import Answers, Change, Inputs, Predict, Units
+from truing.tasks.kinds.swaps import Swap, table_swaps
 from truing.tasks.problem import Problem
 
 TREES = 150
@@ -95,6 +96,9 @@ class Tabular:
             if label != before
         ]
         return sorted(found, key=lambda change: (-change.confidence, change.column, str(change.value)))
+
+    def swaps(self, group: str, inputs: Inputs, buckets: Sequence[str]) -> list[Swap]:
+        return table_swaps(self.problem, group, inputs, buckets)
 
     def attribute(self, one: Mapping[str, Any], predict: Predict) -> dict[str, float]:
         """Occlusion: each column in turn takes its median, or a value never seen, which the encoder reads as "other"."""

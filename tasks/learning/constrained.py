@@ -33,7 +33,8 @@ Ints = NDArray[np.int64]
 
 PENALTY = 1.0  # pull of the correction to nought, in half rows (units have norm 1)
 RATE = 2.0  # log multiplier a constraint gains a round for each 1.0 by which it is violated
-ROUNDS = 16
+TIGHT = 3.0  # how many times faster TPR's gains: pressing FPR together drags TPR along, and this holds it in place
+ROUNDS = 20
 MOST = 8.0  # largest multiplier, and the inverse of the smallest: beyond, single rows would carry a whole cell
 
 
@@ -176,7 +177,7 @@ class Lever:
                 log[:, positive] += rate * lacking
                 log[:, others] -= rate * lacking[:, None]
             else:
-                log[:, positive] += rate * self._lacking(yes, self.batch.targets == positive)
+                log[:, positive] += TIGHT * rate * self._lacking(yes, self.batch.targets == positive)
                 log[:, others] -= rate * self._lacking(yes, self.batch.targets != positive)[:, None]
             multipliers = np.clip(np.exp(log), 1 / MOST, MOST)
             step = Step(self.solve(multipliers), multipliers, "constrained", turn)

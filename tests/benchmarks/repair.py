@@ -1,9 +1,10 @@
 """Can a model that treats women and men unequally be repaired at little cost, without looking at anybody's sex?
 
-Adult, several seeds. A model as the loop makes it (trusted rows, then an update on all others) is repaired by the steward's own
-code on training and validation rows, and measured on holdout rows that took no part in any choice, through the serving build
-and the gate's own comparison. The gap is the equalized-odds difference by sex: the larger of the differences of TPR and FPR.
-A second variant may read sex, as thresholds by group do. Beside them fairlearn, on the same rows, units and scores.
+Adult. A model as the loop makes it (trusted rows, then an update on all others) is repaired by the loop's own code on training
+and validation rows, and measured through the serving build on a third of the people, who took no part in any choice; three runs
+judge everybody once. The gap is the equalized-odds difference by sex: the larger of the differences of TPR and FPR, of all the
+runs' answers pooled; intervals are paired bootstraps over people (a single run's gap hangs on the few hundred women's positives
+in it). A second variant may read sex, as thresholds by group do. Beside them fairlearn, on the same rows, units and scores.
 
 Then the loop's own case: a round in which users mislabel women's positives, so that the gate blocks its candidate, and what the
 gate says of the repaired one beside it.
@@ -31,7 +32,9 @@ from harness import ROOT, Measured, main, say
 
 from truing.flows.demo.adult import read_adult
 from truing.tasks.evaluation.comparison import compare
+from truing.tasks.evaluation.counterfactual import table_effects
 from truing.tasks.evaluation.gate import judge
+from truing.tasks.evaluation.probing import scored
 from truing.tasks.evaluation.repair import Repaired, attribute_of, harmed, repair
 from truing.tasks.kinds.model import Model
 from truing.tasks.learning.improve import tune
@@ -40,19 +43,23 @@ from truing.tasks.problem import Group, Input, Problem, load_problem
 from truing.tasks.seal import canonical
 
 TRUSTED = 2_000
-RESAMPLES = 10_000
+FOLDS = 3
+RESAMPLES = 2_000
 HALF, POINT = 0.5, 0.01  # what has to be shown: at least halved, at most a point of accuracy
 
 
 @dataclass
 class Found:
-    """One seed. `gate`: what was said of the poisoned round's candidate and of its repair."""
+    """One run. `answers`: variant → cell of each holdout row (see `code`); `gate`: what was said of the poisoned round."""
 
-    seed: int
-    before: float
-    variants: dict[str, dict[str, float]]  # ours, ours_by_group, fairlearn … → gap, loss, their bounds, share, seconds
-    methods: dict[str, str]
-    reads_sex: float
+    run: int
+    people: list[int]
+    answers: dict[str, list[int]]
+    seconds: dict[str, float] = field(default_factory=dict)
+    methods: dict[str, str] = field(default_factory=dict)
+    reads_sex: float = 0.0
+    gap_by_gate: float = 0.0
+    flips: tuple[float, float] = (0.0, 0.0)
     gate: dict[str, str] = field(default_factory=dict)
 
 
@@ -78,11 +85,16 @@ class Split:
     holdout: pl.DataFrame
 
 
-def split(problem: Problem, seed: int) -> Split:
-    """Rows as the lake holds them; 30 % holdout, 10 % validation, 2,000 trusted, the rest in two halves of traffic."""
+def split(problem: Problem, run: int) -> Split:
+    """Rows as the lake holds them: a third holdout, 10 % validation, 2,000 trusted, the rest in two halves of traffic.
+
+    Three runs share one shuffle, each with another third as holdout, so that together they judge everybody once.
+    """
     people = read_adult()
-    order = [int(i) for i in np.random.default_rng(seed).permutation(len(people))]
-    holdout, validation = int(0.3 * len(order)), int(0.4 * len(order))
+    order = [int(i) for i in np.random.default_rng(run // FOLDS).permutation(len(people))]
+    third = len(order) // FOLDS
+    order = order[run % FOLDS * third :] + order[: run % FOLDS * third]
+    holdout, validation = third, third + len(order) // 10
     middle = (validation + TRUSTED + len(order)) // 2
 
     def rows(chosen: list[int], name: str, at: float) -> pl.DataFrame:
@@ -120,14 +132,14 @@ def truth_of(rows: pl.DataFrame, problem: Problem) -> tuple[np.ndarray, np.ndarr
     return (rows["target"] == problem.positive).to_numpy(), women
 
 
-def table(truth: np.ndarray, women: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Counts (2 women, 2 truth, 2 before, 2 after)."""
-    code = ((women * 2 + truth) * 2 + before) * 2 + after
-    return np.bincount(code, minlength=16).reshape(2, 2, 2, 2)
+def code(truth: np.ndarray, women: np.ndarray, before: np.ndarray, after: np.ndarray) -> list[int]:
+    """Each row's cell among (2 women, 2 truth, 2 before, 2 after)."""
+    return [int(cell) for cell in ((women * 2 + truth) * 2 + before) * 2 + after]
 
 
 def gap_and_accuracy(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Equalized-odds differences and accuracies, before and after; `counts` (…, 2, 2, 2, 2)."""
+    """Gaps and accuracies, before and after; `counts` (…, 16)."""
+    counts = counts.reshape(*counts.shape[:-1], 2, 2, 2, 2)
     found = []
     for axis in (-1, -2):  # sum out the other model's answer
         one = counts.sum(axis=axis)
@@ -138,62 +150,62 @@ def gap_and_accuracy(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
     return found[0][0], found[1][0], found[0][1], found[1][1]
 
 
-def measured(truth: np.ndarray, women: np.ndarray, before: np.ndarray, after: np.ndarray, seed: int) -> dict[str, float]:
-    """Gap before and after, their ratio and the accuracy lost, with paired 95 % bootstrap intervals over the rows."""
-    counts = table(truth, women, before, after)
-    draws = np.random.default_rng(seed).multinomial(counts.sum(), counts.ravel() / counts.sum(), size=RESAMPLES)
-    values = {}
-    for name, point, drawn in zip(
-        ("before", "after", "was", "now"),
-        gap_and_accuracy(counts),
-        gap_and_accuracy(draws.reshape(-1, 2, 2, 2, 2)),
-        strict=True,
+def measured(found: list[Found], variant: str) -> dict[str, float]:
+    """Gap before and after, the share left and the accuracy lost over all runs, with 95 % intervals over people."""
+    have = [each for each in found if variant in each.answers]
+    people = np.concatenate([each.people for each in have])
+    cells = np.concatenate([each.answers[variant] for each in have]).astype(np.int64)
+    size, rng = int(people.max()) + 1, np.random.default_rng(0)
+    present = np.bincount(people, minlength=size) > 0
+    drawn = np.empty((RESAMPLES, 16))
+    for at in range(RESAMPLES):
+        weights = np.zeros(size)
+        weights[present] = np.bincount(rng.integers(present.sum(), size=present.sum()), minlength=int(present.sum()))
+        drawn[at] = np.bincount(cells, weights=weights[people], minlength=16)
+    now, resampled = (gap_and_accuracy(counts) for counts in (np.bincount(cells, minlength=16).astype(float), drawn))
+    values: dict[str, float] = {}
+    for name, point, many in (
+        ("before", now[0], resampled[0]),
+        ("gap", now[1], resampled[1]),
+        ("share", now[1] / now[0], resampled[1] / resampled[0]),
+        ("loss", now[2] - now[3], resampled[2] - resampled[3]),
     ):
-        values[name] = (float(point), drawn)
-    loss = values["was"][0] - values["now"][0], values["was"][1] - values["now"][1]
-    share = values["after"][0] / values["before"][0], values["after"][1] / values["before"][1]
-    return {
-        "gap": values["after"][0], **_ends("gap", values["after"][1]),
-        "share": share[0], **_ends("share", share[1]),
-        "loss": loss[0], **_ends("loss", loss[1]),
-    }  # fmt: skip
+        low, high = np.quantile(many, [0.025, 0.975])
+        values |= {name: float(point), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return values
 
 
-def _ends(name: str, drawn: np.ndarray) -> dict[str, float]:
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return {f"{name}_low": float(low), f"{name}_high": float(high)}
+# --- one run ------------------------------------------------------------------------------------------------------------------
 
 
-# --- one seed -----------------------------------------------------------------------------------------------------------------
-
-
-def one(seed: int, peers: bool, trials: int) -> Found:
+def one(run: int, peers: bool, trials: int) -> Found:
     problem, policy = setting()
-    parts = split(problem, seed)
-    never = tune(problem, policy, parts.trusted, parts.validation.clear(), None, seed=seed, threads=1).model
+    parts = split(problem, run)
+    never = tune(problem, policy, parts.trusted, parts.validation.clear(), None, seed=run, threads=1).model
     samples = pl.concat([parts.trusted, parts.first, parts.second])
-    base = tune(problem, policy, samples, parts.validation, never, seed=seed, trials=trials, threads=1).model
+    base = tune(problem, policy, samples, parts.validation, never, seed=run, trials=trials, threads=1).model
     truth, women = truth_of(parts.holdout, problem)
     before = answers(base, parts.holdout)
-    found = Found(seed, float(gap_and_accuracy(table(truth, women, before, before))[0]), {}, {}, 0.0)
+    found = Found(run, [int(name[1:]) for name in parts.holdout["id"]], {})
     for name, allowed in (("ours", False), ("ours_by_group", True)):
         began = time.perf_counter()
         made = repair(
             problem, samples, parts.validation, base, attribute="sex", by_group_thresholds=allowed,
             methods=("thresholds",) if allowed else ("reweighing", "constrained"),
         )  # fmt: skip
-        seconds = time.perf_counter() - began
+        found.seconds[name] = time.perf_counter() - began
         if made is None:
             continue
         served = Model.from_files(made.model.to_files())  # what the gateway would load
         found.methods[name] = made.method
-        found.variants[name] = measured(truth, women, before, answers(served, parts.holdout), seed) | {"seconds": seconds}
+        found.answers[name] = code(truth, women, before, answers(served, parts.holdout))
         if not allowed:
             found.reads_sex = _turned(served, parts.holdout)
-            _held_by_gate(found, problem, policy, parts.holdout, served, base)
+            found.gap_by_gate = _held_by_gate(problem, policy, parts.holdout, served, base)
+            found.flips = _as_spouse(base, parts, problem), _as_spouse(served, parts, problem)
     if peers:
-        found.variants |= _fairlearn(problem, parts, samples, base, truth, women, before, seed)
-    found.gate |= _blocked_round(problem, policy, parts, never, seed, trials)
+        _fairlearn(found, problem, parts, samples, base, truth, women, before)
+    found.gate |= _blocked_round(problem, policy, parts, never, run, trials)
     return found
 
 
@@ -206,15 +218,26 @@ def _turned(model: Model, rows: pl.DataFrame) -> float:
     return float(np.mean([a != b for a, b in zip(was, now, strict=True)]))
 
 
-def _held_by_gate(found: Found, problem: Problem, policy: Policy, holdout: pl.DataFrame, model: Model, base: Model) -> None:
-    """The same gap by the gate's own comparison: no second way of counting."""
+def _as_spouse(model: Model, parts: Split, problem: Problem) -> float:
+    """Share of wives and husbands whose answer flips when they are written down as the other: how a model tells sex anyway."""
+    drawn = parts.holdout.head(4000)
+    buckets = [json.loads(groups)["sex"] for groups in drawn["groups"]]
+    inputs = [{k: v for k, v in json.loads(content).items() if k != "sex"} for content in drawn["content"]]
+    plain = {**problem.inputs}
+    del plain["sex"]
+    problem = msgspec.structs.replace(problem, inputs=plain, groups={"sex": problem.groups["sex"]})
+    effects = table_effects(problem, inputs, {"sex": buckets}, scored(model, problem))
+    return effects["flip:sex"].value or 0.0
+
+
+def _held_by_gate(problem: Problem, policy: Policy, holdout: pl.DataFrame, model: Model, base: Model) -> float:
+    """The same gap by the gate's own comparison: there is no second way of counting."""
     evaluation, _ = compare(
         holdout, problem, policy, candidate=model, champion=base, none=None, anchor=None, look=1, now=10.0,
         digests={"candidate": model.payload, "champion": base.payload},
     )  # fmt: skip
     cell = {(one.slice, one.metric): one.candidate or 0.0 for one in evaluation.cells}
-    gaps = [abs(cell["sex=Female", metric] - cell["sex=Male", metric]) for metric in ("tpr", "fpr")]
-    found.variants["ours"]["gap_by_gate"] = max(gaps)
+    return max(abs(cell["sex=Female", metric] - cell["sex=Male", metric]) for metric in ("tpr", "fpr"))
 
 
 def _blocked_round(problem: Problem, policy: Policy, parts: Split, never: Model, seed: int, trials: int) -> dict[str, str]:
@@ -262,10 +285,10 @@ def _verdict(problem: Problem, policy: Policy, parts: Split, model: Model, champ
 
 
 def _fairlearn(
-    problem: Problem, parts: Split, samples: pl.DataFrame, base: Model, truth: np.ndarray, women: np.ndarray,
-    before: np.ndarray, seed: int,
-) -> dict[str, dict[str, float]]:  # fmt: skip
-    """ThresholdOptimizer on our scores (it reads sex, and draws lots), ExponentiatedGradient on our units."""
+    found: Found, problem: Problem, parts: Split, samples: pl.DataFrame, base: Model, truth: np.ndarray, women: np.ndarray,
+    before: np.ndarray,
+) -> None:  # fmt: skip
+    """ThresholdOptimizer on our scores (it reads sex, and draws lots), ExponentiatedGradient on our units (it draws lots)."""
     from fairlearn.postprocessing import ThresholdOptimizer
     from fairlearn.reductions import EqualizedOdds, ExponentiatedGradient
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -291,137 +314,128 @@ def _fairlearn(
     learned = pl.concat([samples, parts.validation])
     x, (y, female) = units(learned), truth_of(learned, problem)
     after = units(parts.holdout)
-    found = {}
     began = time.perf_counter()
     post = ThresholdOptimizer(estimator=Ours(), constraints="equalized_odds", prefit=True, predict_method="predict_proba")
     post.fit(x, y.astype(int), sensitive_features=female)
-    said = np.asarray(post.predict(after, sensitive_features=women, random_state=seed)).astype(bool)
-    found["ThresholdOptimizer"] = measured(truth, women, before, said, seed) | {"seconds": time.perf_counter() - began}
+    said = np.asarray(post.predict(after, sensitive_features=women, random_state=found.run)).astype(bool)
+    found.answers["ThresholdOptimizer"] = code(truth, women, before, said)
+    found.seconds["ThresholdOptimizer"] = time.perf_counter() - began
     began = time.perf_counter()
-    reduced = ExponentiatedGradient(
-        LogisticRegression(C=3.0, solver="newton-cholesky", max_iter=30), EqualizedOdds(difference_bound=0.02), max_iter=12
-    )
+    learner = LogisticRegression(C=3.0, solver="newton-cholesky", max_iter=30)
+    reduced = ExponentiatedGradient(learner, EqualizedOdds(difference_bound=0.02), max_iter=8)
     reduced.fit(x, y.astype(int), sensitive_features=female)
-    said = np.asarray(reduced.predict(after, random_state=seed)).astype(bool)
-    found["ExponentiatedGradient"] = measured(truth, women, before, said, seed) | {"seconds": time.perf_counter() - began}
-    return found
+    said = np.asarray(reduced.predict(after, random_state=found.run)).astype(bool)
+    found.answers["ExponentiatedGradient"] = code(truth, women, before, said)
+    found.seconds["ExponentiatedGradient"] = time.perf_counter() - began
 
 
 # --- what is reported ---------------------------------------------------------------------------------------------------------
 
 
 def measure(arguments: argparse.Namespace) -> Measured:
-    seeds = 1 if arguments.quick else arguments.seeds
+    runs = 1 if arguments.quick else arguments.runs
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
         os.environ[name] = "1"
     import multiprocessing
 
-    work = partial(one, peers=not arguments.quick and not arguments.alone, trials=1 if arguments.quick else 4)
+    chosen = range(arguments.first, arguments.first + runs)
+    peers = [not (arguments.quick or arguments.alone) and run - arguments.first < arguments.peers for run in chosen]
     found: list[Found] = []
-    with ProcessPoolExecutor(1 if seeds == 1 else 2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for each in pool.map(work, range(arguments.first, arguments.first + seeds)):
+    with ProcessPoolExecutor(1 if runs == 1 else 2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for each in pool.map(partial(one, trials=1 if arguments.quick else 4), chosen, peers):
             found.append(each)
-            ours = each.variants.get("ours", {})
+            told = measured([each], "ours") if "ours" in each.answers else {"before": 0.0, "gap": 0.0, "loss": 0.0}
             say(
-                f"seed {each.seed}: gap {each.before:.3f} to {ours.get('gap', float('nan')):.3f}, accuracy "
-                f"{-ours.get('loss', float('nan')):+.4f} ({each.methods}); round {each.gate['blocked']}, "
-                f"repaired {each.gate['repaired']}"
+                f"run {each.run}: gap {told['before']:.3f} to {told['gap']:.3f}, accuracy {-told['loss']:+.4f} "
+                f"({', '.join(each.methods.values())}); poisoned round {each.gate['blocked']}, repaired {each.gate['repaired']}"
             )
     if arguments.save:
         Path(arguments.save).write_bytes(msgspec.json.encode(found))
     return report(found)
 
 
+PEERS = ("ThresholdOptimizer", "ExponentiatedGradient")
+
+
 def report(found: list[Found]) -> Measured:
-    variants = list(dict.fromkeys(name for each in found for name in each.variants))
+    variants = list(dict.fromkeys(name for each in found for name in each.answers))
+    people = len({person for each in found for person in each.people})
     lines = [
-        f"{len(found)} seeds, 14,652 holdout rows each; gap = equalized-odds difference by sex; means over seeds, in brackets",
-        "the worst seed's end of its paired 95 % interval",
-        f"{'':<24}{'gap before':>11}{'gap after':>11}{'share left':>20}{'accuracy lost':>20}{'reads sex':>11}{'seconds':>9}",
+        f"{len(found)} runs, {people:,} people judged by models that never saw them; 95 % intervals over people",
+        f"{'':<23}{'gap before':>11}{'gap after':>25}{'share left':>21}{'accuracy lost':>28}{'sex read':>9}{'seconds':>8}",
     ]
-    figures: dict[str, Any] = {"seeds": len(found), "gap_before": _mean([each.before for each in found])}
+    figures: dict[str, Any] = {"runs": len(found)}
     beside: dict[str, Any] = {}
-    for name in variants:
-        have = [each.variants[name] for each in found if name in each.variants]
-        mean = {key: _mean([one[key] for one in have]) for key in have[0]}
-        worst = {key: max(one[key] for one in have) for key in ("share_high", "loss_high")}
+    seen = {name: measured(found, name) for name in variants}
+    for name, told in seen.items():
+        seconds = float(np.mean([each.seconds[name] for each in found if name in each.answers]))
         lines.append(
-            f"{name:<24}{figures['gap_before']:>11.3f}{mean['gap']:>11.3f}{mean['share']:>11.2f} ({worst['share_high']:.2f})"
-            f"{mean['loss']:>+13.4f} ({worst['loss_high']:+.4f}){_reads(name):>9}{mean['seconds']:>9.1f}"
+            f"{name:<23}{told['before']:>11.3f}{_between(told, 'gap', 3):>25}{_between(told, 'share', 2):>21}"
+            f"{_between(told, 'loss', 4):>28}{'yes' if name in ('ours_by_group', PEERS[0]) else 'no':>9}{seconds:>8.1f}"
         )
         if name == "ours":
-            figures |= {"gap_after": mean["gap"], "accuracy_loss": mean["loss"], "share_left": mean["share"],
-                        "share_left_high": _upper([one["share"] for one in have]),
-                        "accuracy_loss_high": _upper([one["loss"] for one in have]),
-                        "gap_after_worst_high": max(one["gap_high"] for one in have), "seconds": mean["seconds"]}  # fmt: skip
+            figures |= {
+                "gap_before": told["before"], "gap_after": told["gap"], "gap_after_high": told["gap_high"],
+                "accuracy_loss": told["loss"], "accuracy_loss_high": told["loss_high"], "share_left": told["share"],
+                "share_left_low": told["share_low"], "share_left_high": told["share_high"], "seconds": seconds,
+            }  # fmt: skip
         elif name == "ours_by_group":
-            figures |= {"by_group_gap_after": mean["gap"], "by_group_accuracy_loss": mean["loss"]}
+            figures |= {"by_group_gap_after": told["gap"], "by_group_accuracy_loss": told["loss"]}
         else:
-            beside |= {
-                f"{name} gap_after": mean["gap"],
-                f"{name} accuracy_loss": mean["loss"],
-                f"{name} seconds": mean["seconds"],
-            }
-    for name in ("ThresholdOptimizer", "ExponentiatedGradient"):
+            beside |= {f"{name} gap_before": told["before"], f"{name} gap_after": told["gap"],
+                       f"{name} accuracy_loss": told["loss"], f"{name} seconds": seconds}  # fmt: skip
+    for name in PEERS:
         if name not in variants:
             beside[name] = None
-            lines.append(f"{name}: left out by --quick or --alone")
-    blocked = [each for each in found if each.gate["blocked"] == "block"]
+            lines.append(f"{name}: not run with --quick or --alone")
+    flips = [float(np.mean([each.flips[side] for each in found])) for side in (0, 1)]
+    outcomes = [each.gate["repaired"] for each in found if each.gate["blocked"] == "block"]
     figures |= {
-        "poisoned_blocked": len(blocked), "repaired_pass": sum(each.gate["repaired"] == "pass" for each in blocked),
-        "repaired_blocked": sum(each.gate["repaired"] == "block" for each in blocked),
-        "repaired_open": sum(each.gate["repaired"] == "inconclusive" for each in blocked),
+        "spouse_flips_before": flips[0], "spouse_flips_after": flips[1], "poisoned_blocked": len(outcomes),
+        "repaired_pass": outcomes.count("pass"), "repaired_open": outcomes.count("inconclusive"),
+        "repaired_blocked": outcomes.count("block"),
     }  # fmt: skip
+    lines.append(
+        f"wives and husbands whose answer flips when written down as the other: {flips[0]:.1%} before, {flips[1]:.1%} after: "
+        "without sex, a model finds it in what goes with it"
+    )
     for each in found[:3]:
-        lines += [f"seed {each.seed}, poisoned round: {each.gate['blocked']}: {each.gate['blocked_reason'][:150]}"]
+        lines.append(f"run {each.run}, poisoned round: {each.gate['blocked']}: {each.gate['blocked_reason'][:140]}")
         if "note" in each.gate:
-            lines += [
-                f"    {each.gate['note']}",
-                f"    the gate on it: {each.gate['repaired']}: {each.gate['repaired_reason'][:150]}",
-            ]
-    return Measured(figures, beside, lines, list(_broken(found)))
+            lines.append(f"    {each.gate['note']}")
+            lines.append(f"    the gate on it: {each.gate['repaired']}: {each.gate['repaired_reason'][:140]}")
+    return Measured(figures, beside, lines, _broken(found, seen))
 
 
-def _broken(found: list[Found]) -> list[str]:
-    """Guarantees: over the seeds halved, at most a point lost; no seed's answers depend on sex; one way of counting."""
-    lines = [f"seed {each.seed}: no repair was found" for each in found if "ours" not in each.variants]
-    have = [each for each in found if "ours" in each.variants]
-    if have:
-        share, loss = (_mean([each.variants["ours"][key] for each in have]) for key in ("share", "loss"))
-        if share > HALF:
-            lines.append(f"expected at most half of the gap to be left, got {share:.2f}")
-        if loss > POINT:
-            lines.append(f"expected at most a point of accuracy to be lost, got {loss:.4f}")
-    for each in have:
+def _between(told: dict[str, float], name: str, digits: int) -> str:
+    return f"{told[name]:.{digits}f} ({told[f'{name}_low']:.{digits}f} to {told[f'{name}_high']:.{digits}f})"
+
+
+def _broken(found: list[Found], seen: dict[str, dict[str, float]]) -> list[str]:
+    """Guarantees. One run says little about a gap: there only what its interval rules out is broken."""
+    if "ours" not in seen:
+        return ["no repair was found"]
+    ours, broken = seen["ours"], []
+    pooled = len(found) >= FOLDS
+    if ours["share" if pooled else "share_low"] > HALF:
+        broken.append(f"expected at most half of the gap to be left, got {_between(ours, 'share', 2)}")
+    if ours["loss" if pooled else "loss_low"] > POINT:
+        broken.append(f"expected at most a point of accuracy to be lost, got {_between(ours, 'loss', 4)}")
+    for each in found:
         if each.reads_sex:
-            lines.append(f"seed {each.seed}: {each.reads_sex:.2%} of the answers change with sex")
-        if abs(each.variants["ours"]["gap"] - each.variants["ours"]["gap_by_gate"]) > 1e-9:
-            lines.append(f"seed {each.seed}: the gate counts another gap, {each.variants['ours']['gap_by_gate']:.4f}")
+            broken.append(f"run {each.run}: {each.reads_sex:.2%} of the answers change with sex")
+        told = measured([each], "ours")["gap"] if "ours" in each.answers else each.gap_by_gate
+        if abs(told - each.gap_by_gate) > 1e-9:
+            broken.append(f"run {each.run}: the gate counts another gap, {each.gap_by_gate:.4f}")
         if each.gate["blocked"] == "pass":
-            lines.append(f"seed {each.seed}: the poisoned candidate passed")
-    return lines
-
-
-def _reads(name: str) -> str:
-    return "yes" if name in ("ours_by_group", "ThresholdOptimizer") else "no"
-
-
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values))
-
-
-def _upper(values: list[float]) -> float | None:
-    """One-sided 97.5 % upper bound of the mean over seeds (Student's t)."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return None
-    return _mean(values) + float(t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / len(values) ** 0.5
+            broken.append(f"run {each.run}: the poisoned candidate passed")
+    return broken
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seeds", type=int, default=6, help="splits of Adult (default 6; --quick runs 1)")
-    parser.add_argument("--first", type=int, default=100, help="the first seed (default 100)")
+    parser.add_argument("--runs", type=int, default=6, help="thirds of shuffles of Adult (default 6: two shuffles)")
+    parser.add_argument("--first", type=int, default=300, help="the first run; 0 to 299 were used for choosing (default 300)")
+    parser.add_argument("--peers", type=int, default=3, help="runs on which fairlearn is measured too (default 3)")
     parser.add_argument("--alone", action="store_true", help="without fairlearn")
     parser.add_argument("--save", help="write everything as JSON to this file")
 
