@@ -209,12 +209,14 @@ def decide(
     by the audit. `seen` is the version as MLflow shows it; only what its candidate says of itself is taken from there. What the
     verdict follows from is kept below `desk` before it is booked (`evaluation.kept`), so that anybody can make it again.
     """
+    from truing.flows.audits import aim, evidence_on
     from truing.tasks.evaluation.answers import ask, rows_digest
     from truing.tasks.evaluation.beside import mended
     from truing.tasks.evaluation.kept import Decision, pack, store, unpack
-    from truing.tasks.evaluation.ledger import Look, look_at, note_look, read_ledger
+    from truing.tasks.evaluation.ledger import Look, candidates_since, look_at, note_look, read_ledger, shown_until
     from truing.tasks.evaluation.probing import probe
     from truing.tasks.evaluation.report import describe, indicators, verdict_html
+    from truing.tasks.evaluation.unseen import confirm, part
     from truing.tasks.events.join import leaked
     from truing.tasks.events.predictions import Predictions
     from truing.tasks.kinds.model import Model
@@ -251,8 +253,23 @@ def decide(
 
     rows = vault.holdout(name, now=now, matured=False)
     judging = rows_digest(rows, problem, now=now)
-    look = look_at(read_ledger(ledger), payload, judging)
+    known = read_ledger(ledger)
+    look = look_at(known, payload, judging)
     model = Model.from_files(files)
+    against = {"champion": serving.payload if serving else None, "anchor": pinned.payload if pinned else None}
+    looks = candidates_since(known, payload, champion=against["champion"])
+    looks_anchor = candidates_since(known, payload, anchor=against["anchor"])
+    unseen = coverage = None
+    if champion is not None and looks > policy.evidence.free_candidates:  # the trainer may have learned from verdicts
+        until = shown_until(known, champion=against["champion"], free=policy.evidence.free_candidates)
+        rows, later, coverage = part(rows, problem, until=until, now=now)
+        unseen = confirm(
+            later, problem, policy, candidate=model, champion=champion, anchor=anchor, digests={"candidate": payload, **against},
+            now=now, looks=looks, looks_anchor=looks_anchor,
+        )  # fmt: skip
+    sample = evidence_on(
+        rows, problem, policy, desk=desk, offices=offices, candidate=payload, champion=against["champion"], now=now
+    )  # fmt: skip
     answers = ask(
         rows, problem, policy,
         candidate=model, champion=champion, none=parent, anchor=anchor,
@@ -262,11 +279,12 @@ def decide(
             "none": candidate.parent if parent else None,
             "anchor": pinned.payload if pinned else None,
         },
-        look=look, now=now, timer=timer, size_mb=sum(map(len, files.values())) / 1e6,
-        reference=learned_from(lake, problem, candidate.dataset),
+        look=look, now=now, looks=looks, looks_anchor=looks_anchor, unseen=unseen, coverage=coverage, timer=timer,
+        size_mb=sum(map(len, files.values())) / 1e6,
+        evidence=sample, reference=learned_from(lake, problem, candidate.dataset),
         measured=probe(rows, problem, candidate=model, parent=parent, seed=look, now=now),
     )  # fmt: skip
-    note_look(ledger, Look(problem=name, candidate=payload, rows=judging, at=now))
+    note_look(ledger, Look(problem=name, candidate=payload, rows=judging, at=now, **against))
     key = seal.key_id(seal.public_key(offices.gate))
     before = book.verdict(name, payload)
     at = max(now, before.verdict.at) if before else now  # a clock that was set back makes no verdict older than the one before
@@ -274,6 +292,7 @@ def decide(
     files = pack(answers, problem, policy, how)
     evaluation, verdict = unpack(files).conclude()  # what is judged is what is kept
     store(desk / "evidence" / seal.digest(verdict), files, evaluation)
+    aim(answers, verdict, problem, policy, desk=desk, offices=offices, now=now)
     Predictions(desk).keep(
         name, evaluation.digest, answers.ids, payloads=answers.facts.payloads, probability=answers.probability,
         label=answers.label, releases={one.payload: one.name for one in book.releases(name)}, at=now,

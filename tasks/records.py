@@ -238,6 +238,13 @@ class Sampled(Record, frozen=True):
     differed: int  # of these, read differently
 
 
+class Unseen(Record, frozen=True):
+    """What rows say that no verdict under this champion has shown. Only these two facts of them are told, until it is released."""
+
+    n: int
+    holds: bool  # every deciding clause passes on them alone
+
+
 class Evaluation(Record, frozen=True):
     """Champion, candidate, "no update" and anchor scored on the same holdout rows through the serving build."""
 
@@ -267,6 +274,8 @@ class Evaluation(Record, frozen=True):
     looks: int = 1  # how many different candidates were judged since the champion was released, this one included
     sampled: Sampled | None = None  # None = every row with a matured label counts once
     evidence: str = ""  # digest of the manifest of what this was worked out from; "" = not kept
+    looks_anchor: int = 1  # the same since the anchor was pinned
+    unseen: Unseen | None = None  # once the free candidates are spent: does it hold on rows that none of them was shown?
 
 
 class Clause(Record, frozen=True):

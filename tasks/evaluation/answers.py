@@ -20,7 +20,7 @@ from truing.tasks.evaluation.discovery import Proposal, held_back, search
 from truing.tasks.evaluation.slices import slices_of
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem, seconds
-from truing.tasks.records import Estimate, Origin, Record, Sampled, Split
+from truing.tasks.records import Estimate, Origin, Record, Sampled, Split, Unseen
 from truing.tasks.seal import digest
 from truing.tasks.statistics.cells import Bools, Floats
 from truing.tasks.statistics.paired import Codes
@@ -76,6 +76,8 @@ class Facts(Record, frozen=True):
     sampled: Sampled | None = None
     measured: Measured = Measured()
     found: tuple[Proposal, ...] = ()
+    looks_anchor: int = 1
+    unseen: Unseen | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +107,7 @@ class Answers:
 
 def rows_digest(rows: pl.DataFrame, problem: Problem, *, now: float) -> str:
     """Digest of the ids of the rows that judge now: the name of the sealed set, under which looks are counted."""
-    chosen, judged = _holdout(rows, problem, now)
+    chosen, judged = holdout(rows, problem, now)
     return digest(chosen["id"].filter(judged).to_list())
 
 
@@ -122,6 +124,8 @@ def ask(
     look: int,
     now: float,
     looks: int = 1,
+    looks_anchor: int = 1,
+    unseen: Unseen | None = None,
     coverage: float | None = None,
     timer: Callable[[], float] | None = None,
     size_mb: float = 0.0,
@@ -130,7 +134,7 @@ def ask(
     measured: Measured | None = None,
 ) -> Answers:
     """Ask all models about the holdout rows, and look for slices. Arguments and errors as in `comparison.compare`."""
-    chosen, column = _holdout(rows, problem, now)
+    chosen, column = holdout(rows, problem, now)
     ids = chosen["id"].to_list()
     sample: dict[str, Any] = evidence.on(ids) if evidence is not None else {}
     doubles = sample.pop("doubles", (0, 0))
@@ -181,7 +185,7 @@ def ask(
             problem=problem.name, payloads=payloads, look=look, looks=looks, at=now, coverage=coverage, latency_ms=latency_ms,
             size_mb=size_mb, doubles=doubles, sampled=_sampled(evidence), measured=measured or Measured(),
             shift=_shift(reference, [one for one, counts in zip(inputs, judged, strict=True) if counts], problem),
-            found=tuple(proposal for proposal, _ in slices),
+            found=tuple(proposal for proposal, _ in slices), looks_anchor=looks_anchor, unseen=unseen,
         ),
         found=[mask for _, mask in slices],
         **sample,
@@ -207,7 +211,7 @@ def _sampled(evidence: Evidence | None) -> Sampled | None:
     )  # fmt: skip
 
 
-def _holdout(rows: pl.DataFrame, problem: Problem, now: float) -> tuple[pl.DataFrame, pl.Series]:
+def holdout(rows: pl.DataFrame, problem: Problem, now: float) -> tuple[pl.DataFrame, pl.Series]:
     """The problem's readable holdout rows sorted by id, and which of them may judge."""
     import polars as pl
 

@@ -23,7 +23,7 @@ from truing.tasks.evaluation.scores import PRIOR, Scores
 from truing.tasks.evaluation.slices import slices_of
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
-from truing.tasks.records import Cell, Estimate, Evaluation
+from truing.tasks.records import Cell, Estimate, Evaluation, Unseen
 from truing.tasks.seal import digest
 from truing.tasks.statistics.cells import ALL, METRICS, Bools
 from truing.tasks.statistics.fairness import rate_of
@@ -51,6 +51,8 @@ def compare(
     look: int,
     now: float,
     looks: int = 1,
+    looks_anchor: int = 1,
+    unseen: Unseen | None = None,
     coverage: float | None = None,
     timer: Callable[[], float] | None = None,
     size_mb: float = 0.0,
@@ -66,7 +68,9 @@ def compare(
         candidate, champion, none, anchor: models; "none" is the candidate's parent without the new rows ("no update").
         digests: payload digest of each model given, by those names. Models of one digest are asked once.
         look: which look at this candidate this is, from 1 (`ledger.look_at`).
-        looks: how many different candidates were judged since the champion was released, this one included.
+        looks, looks_anchor: how many different candidates were judged since the champion was released, and since the anchor was
+            pinned, this one included (`ledger.candidates_since`).
+        unseen: what rows say that no verdict has shown, where the free candidates are spent (`gate.holds_on`).
         coverage: share of the holdout rows old enough for an outcome that have one, where the caller knows it better: pass
             it when `rows` holds matured ones only, else it reads 1.
         timer: a clock in seconds; without one `latency_ms` (candidate, per 1,000 rows) is 0.
@@ -80,7 +84,7 @@ def compare(
     """
     answers = ask(
         rows, problem, policy, candidate=candidate, champion=champion, none=none, anchor=anchor, digests=digests, look=look,
-        now=now, looks=looks, coverage=coverage, timer=timer, size_mb=size_mb, reference=reference, evidence=evidence,
+        now=now, looks=looks, looks_anchor=looks_anchor, unseen=unseen, coverage=coverage, timer=timer, size_mb=size_mb, reference=reference, evidence=evidence,
         measured=measured,
     )  # fmt: skip
     return assess(answers, problem, policy)
@@ -125,6 +129,8 @@ def assess(answers: Answers, problem: Problem, policy: Policy, *, evidence: str 
         looks=facts.looks,
         sampled=facts.sampled,
         evidence=evidence,
+        looks_anchor=facts.looks_anchor,
+        unseen=facts.unseen,
     )
     return msgspec.structs.replace(evaluation, digest=digest(evaluation)), scores
 

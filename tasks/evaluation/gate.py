@@ -8,7 +8,8 @@ above zero.
 - Else *inconclusive*, with the rows that would be needed.
 
 What can't be estimated (no rows, an answer that isn't a number) never passes. Both levels are divided by
-`evidence.max_looks`, so that asking again is paid for beforehand. Against the prior predictor (absolute clauses) the same
+`evidence.max_looks`, so that asking again is paid for beforehand; and the more other candidates these rows have judged, the
+smaller the pass level and the fewer the rows that count (`ledger`). Against the prior predictor (absolute clauses) the same
 two rules decide on the shortfall: how much the improvement stays below what is asked.
 """
 
@@ -22,10 +23,11 @@ import numpy as np
 
 from truing.tasks.errors import DataError
 from truing.tasks.evaluation import wording
+from truing.tasks.evaluation.ledger import level_share
 from truing.tasks.evaluation.scores import PRIOR, Scores
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
-from truing.tasks.records import Clause, Estimate, Evaluation, Outcome, Verdict
+from truing.tasks.records import Clause, Estimate, Evaluation, Found, Outcome, Verdict
 from truing.tasks.seal import digest
 from truing.tasks.statistics.multiplicity import joint_lower
 from truing.tasks.statistics.paired import Paired, needed, upper
@@ -82,7 +84,7 @@ def judge(
     """
     _check(evaluation, scores, problem)
     looks = policy.evidence.max_looks
-    block_level, pass_level = policy.levels.block / looks, policy.levels.passing / looks
+    block_level, pass_levels = policy.levels.block / looks, _pass_levels(evaluation, policy)
     questions = _questions(evaluation, scores, policy)
     joint = joint_lower(
         [one.paired for one in questions],
@@ -93,8 +95,11 @@ def judge(
         null=[one.null for one in questions],
     )
     clauses = tuple(
-        _decide(one, float(low), pass_level, 1.0 - block_level, scores) for one, low in zip(questions, joint.low, strict=True)
+        _decide(one, float(low), pass_levels[one.against], 1.0 - block_level, scores)
+        for one, low in zip(questions, joint.low, strict=True)
     )
+    if policy.discovery.block:
+        clauses += tuple(_found(one) for one in evaluation.worst if one.confirmed)
     holds = _holds(evaluation, scores, policy)
     blocked = [one for one in clauses if one.outcome is Outcome.BLOCK]
     open_ones = [one for one in clauses if one.deciding and one.outcome is not Outcome.PASS]
@@ -105,6 +110,7 @@ def judge(
         outcome, reason = Outcome.INCONCLUSIVE, wording.inconclusive(holds, open_ones, deciding)
     else:
         outcome, reason = Outcome.PASS, wording.passed(deciding, scores.n)
+    reason += wording.spent(evaluation, policy.evidence.free_candidates)
     return Verdict(
         problem=problem.name,
         outcome=outcome,
@@ -119,6 +125,37 @@ def judge(
         key=key,
         reason=reason,
     )
+
+
+def holds_on(evaluation: Evaluation, scores: Scores, problem: Problem, policy: Policy) -> bool:
+    """Does every deciding clause pass on these rows alone? For rows that no verdict has shown: nothing else may be told of them."""
+    _check(evaluation, scores, problem)
+    levels = _pass_levels(evaluation, policy)
+    deciding = [one for one in _questions(evaluation, scores, policy) if one.deciding]
+    sound = not any(scores.unsound(name) for name in ("candidate", "champion", "anchor") if name in scores.probability)
+    return bool(deciding) and sound and all(_passes(one, levels[one.against]) for one in deciding)
+
+
+def _pass_levels(evaluation: Evaluation, policy: Policy) -> dict[str, float]:
+    """One-sided pass level of a clause by what it is held against; what has been asked before is paid for here."""
+    once, free = policy.levels.passing / policy.evidence.max_looks, policy.evidence.free_candidates
+    return {
+        "champion": once * level_share(evaluation.looks, free),
+        "anchor": once * level_share(evaluation.looks_anchor, free),
+        "absolute": once * level_share(evaluation.looks, free),
+    }
+
+
+def _passes(one: Question, level: float) -> bool:
+    return one.paired.estimable and upper(one.excess, level).value <= one.room and one.paired.drop <= one.limit
+
+
+def _found(one: Found) -> Clause:
+    """A slice found by itself that held on rows that did not take part in finding it: its joint lower bound is above 0."""
+    return Clause(
+        name=one.slice, slice=one.slice, metric=one.metric, outcome=Outcome.BLOCK, deciding=False, against="champion",
+        delta=one.drop, limit=0.0, reason=wording.found(one),
+    )  # fmt: skip
 
 
 def _check(evaluation: Evaluation, scores: Scores, problem: Problem) -> None:
@@ -254,4 +291,7 @@ def _holds(evaluation: Evaluation, scores: Scores, policy: Policy) -> list[str]:
         )
     if evaluation.look > evidence.max_looks:
         holds.append(f"this is look {evaluation.look} at the candidate, the policy pays for {evidence.max_looks}")
+    if evaluation.looks > evidence.free_candidates and evaluation.champion is not None:
+        if evaluation.unseen is None or not evaluation.unseen.holds:
+            holds.append(wording.not_on_unseen(evaluation.looks, evaluation.unseen.n if evaluation.unseen else 0))
     return holds

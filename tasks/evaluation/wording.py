@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from truing.tasks.records import Clause, Estimate, Outcome
+from truing.tasks.records import Clause, Estimate, Evaluation, Found, Outcome
 from truing.tasks.statistics.cells import HIGHER_IS_BETTER, PROPORTIONS
 
 if TYPE_CHECKING:
@@ -71,6 +71,23 @@ def points(one: Estimate, *, signed: bool = False) -> str:
     return text if one.low is None or one.high is None else f"{text} ({amount(one.low, 'tpr')} to {amount(one.high, 'tpr')})"
 
 
+def spent(evaluation: Evaluation, free: int) -> str:
+    """What asking about many candidates has cost this one; nothing while they are free."""
+    counts = ((evaluation.looks, "since the champion was released"), (evaluation.looks_anchor, "since the anchor was pinned"))
+    said = [
+        f"candidate {looks} {since}: each clause against it has {(free / looks) ** 2:.2%} of the pass level ({free} are free)"
+        for looks, since in counts
+        if looks > free
+    ]
+    return f" ({'; '.join(said)})" if said else ""
+
+
+def not_on_unseen(looks: int, n: int) -> str:
+    """Why the rows that have judged before are not enough."""
+    some = f"the {n:,} that none of them was judged on don't confirm it yet" if n else "none has come since"
+    return f"these rows have judged {looks - 1:,} other candidates since the champion was released, and {some}"
+
+
 def _other(against: str) -> str:
     return " against the anchor" if against == "anchor" else ""
 
@@ -112,6 +129,16 @@ def _floor(one: Question, outcome: Outcome, delta: Estimate, rows_needed: int | 
         return f"{said} (at least {amount(asked, metric)} asked, {amount(least, metric)} sure)"
     tail = f"; about {rows(rows_needed)} rows are needed, {n:,} are there" if rows_needed and rows_needed > n else ""
     return f"{said}, of which {amount(least, metric)} is sure (at least {amount(asked, metric)} asked){tail}"
+
+
+def found(one: Found) -> str:
+    """A slice found by itself, in one sentence."""
+    if one.drop.value is None or one.drop.low is None:
+        return f"{one.slice}: {SPOKEN[one.metric]} can't be estimated on the rows held back"
+    said = f"{one.slice}: {SPOKEN[one.metric]} {moved(one.drop.value, one.metric)} on {one.n:,} rows held back"
+    if one.confirmed:
+        return f"{said} (found by itself, joint lower bound {amount(one.drop.low, one.metric)})"
+    return f"{said}, which may be chance (joint lower bound {amount(one.drop.low, one.metric)})"
 
 
 def not_estimable(name: str, why: str) -> str:

@@ -175,7 +175,9 @@ def drop_within(worse: npt.ArrayLike, better: npt.ArrayLike, n: npt.ArrayLike, l
     few = (total < EXACT_BELOW) & (total > 0)
     if few.any():
         tables, where = np.unique(np.stack([b[few], c[few], total[few]]).astype(np.int64), axis=1, return_inverse=True)
-        inside[few] = np.array([exact_upper(*map(int, one), level) <= limit for one in tables.T], dtype=bool)[where.ravel()]
+        inside[few] = np.array([exact_upper(int(b_), int(c_), int(n_), level) <= limit for b_, c_, n_ in tables.T])[
+            where.ravel()
+        ]
     return inside
 
 
