@@ -56,7 +56,7 @@ def answers(problem: Problem, policy: Policy) -> Answers:
     frame = sealed_rows(problem, 2500).with_columns(
         target=pl.when(pl.int_range(pl.len()) % 9 == 0).then(None).otherwise(pl.col("target"))
     )
-    candidate = Rule(problem, "capital_loss", where=lambda one: one["workclass"] == "Gov" and one["age"] > 40)
+    candidate = Rule(problem, "occupation", where=lambda one: one["workclass"] == "Gov" and one["age"] > 40)
     return asked(frame, problem, policy, candidate, measured=MEASURED, size_mb=0.5)
 
 
@@ -171,7 +171,7 @@ def test_evidence_is_written_wholly_or_not_at_all_and_never_again(
 
 
 def test_rows_weighted_by_a_sample_come_back_too(problem: Problem, policy: Policy) -> None:
-    few = asked(sealed_rows(problem, 400), problem, policy, Rule(problem, "capital_loss"))
+    few = asked(sealed_rows(problem, 400), problem, policy, Rule(problem, "occupation"))
     n = len(few.ids)
     weights = np.where(np.arange(n) % 3 == 0, 1.0, 4.0)
     given, noisy = few.positive.astype(float), np.zeros(n, dtype=bool)

@@ -141,7 +141,7 @@ def search(
             scores, counts = _scores((inside * base[:, None]).T, tables)
             whole = float(base.sum())
             for i in np.flatnonzero((scores > 0) & (counts >= FEWEST) & (counts < whole)):
-                if i not in one and all(about[i] != about[j] or about[i].startswith("input ") for j in one):
+                if i not in one and all(_together(about[i], about[j]) for j in one):
                     wider[tuple(sorted((*one, int(i))))] = float(scores[i])
         found |= wider
         beam = list(wider)
@@ -158,6 +158,15 @@ def search(
         if len(chosen) == most:
             break
     return chosen
+
+
+def _together(one: str, other: str) -> bool:
+    """May two conditions be combined? The label only with groups: with an input that a model goes by it would select the rows
+    on which that model is right, and any model that answers otherwise there would seem to lose.
+    """
+    if "label" in (one, other):
+        return one != other and "input " not in one + other
+    return one != other or one.startswith("input ")
 
 
 def _scores(masks: npt.NDArray[np.float32], tables: npt.NDArray[np.float32]) -> tuple[Floats, Floats]:

@@ -28,8 +28,10 @@ def slices_of(groups: Sequence[str | None], problem: Problem) -> dict[str, Bools
 
 
 def spoken(name: str) -> str:
-    """A slice as people say it: `sex=Female` → `sex Female`, `age=>=60` → `age ≥60`, `all` → `everyone`."""
+    """A slice as people say it: `sex=Female` → `sex Female`, `age=>=60` → `age ≥60`, `all` → `everyone`; others as they are."""
     if name == ALL:
         return "everyone"
-    group, _, bucket = name.partition("=")
+    group, equals, bucket = name.partition("=")
+    if not equals:
+        return name
     return f"{group} {bucket.replace('>=', '≥')}"
