@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from truing.flows import loop, release
+from truing.flows import audits, loop, release
 from truing.flows.desk import Desk, close_desk, log, open_desk
 from truing.flows.due import asked_back, unjudged, waiting
 from truing.flows.patience import Patience
@@ -37,6 +37,7 @@ from truing.tasks.release.book import Issued, Judged, head_of
 from truing.tasks.release.promotion import taken_back
 
 if TYPE_CHECKING:
+    from truing.tasks.evaluation.audit import Plan
     from truing.tasks.release.acts import Asked, Decision, Docket
 
 HEAD_EVERY_S = 300.0  # a head is signed anew after each release and so often
@@ -44,6 +45,7 @@ HEAD_LASTS_S = 3600.0
 BOOKED_EVERY_S = 3600.0  # a head that says nothing new goes into the book only so often
 BACK_S = 60.0  # seconds between looks into the audit's history
 AWAY_S = 3.0  # longest wait for a part that does not answer
+AUDITS_S = 10.0  # seconds between looks for labels that audit plans wait for
 JUMP_S = 60.0  # a step of the clock that is said, and that makes the heads' times worthless
 
 
@@ -144,6 +146,10 @@ def due(desk: Desk, problem: Problem, policy: Policy, docket: Docket) -> Iterato
         yield from planned(desk, problem, "release", version, act, forward)
     for version in unjudged(docket, book, name, policy.digest):
         yield Due("gate", name, version, policy.digest, partial(judged, desk, problem, policy, version, docket), slow=True)
+    if desk.every(f"audits/{name}", AUDITS_S):
+        for version, plan in heard_of(desk, problem, docket):
+            told = partial(judged_again, desk, problem, policy, version, docket, plan)
+            yield Due("gate", name, version, seal.digest(plan), told, slow=True)
 
 
 def planned(
@@ -200,6 +206,24 @@ def judged(desk: Desk, problem: Problem, policy: Policy, version: str, docket: D
         desk=desk.settings.desk, now=time.time(), timer=time.perf_counter,
     )  # fmt: skip
     return shown(desk, problem, made)
+
+
+def heard_of(desk: Desk, problem: Problem, docket: Docket) -> Iterator[tuple[str, Plan]]:
+    """Versions whose audit plan has all its labels, and no verdict on them yet."""
+    serving = desk.book.champion(problem.name)
+    for plan in audits.landed(
+        desk.vault, problem, desk=desk.settings.desk, offices=desk.offices(), champion=serving.payload if serving else None,
+        now=time.time(),
+    ):  # fmt: skip
+        for version, known in docket.versions.items():
+            if known.payload == plan.candidate:
+                yield version, plan
+
+
+def judged_again(desk: Desk, problem: Problem, policy: Policy, version: str, docket: Docket, plan: Plan) -> str:
+    told = judged(desk, problem, policy, version, docket)
+    audits.heard(desk.settings.desk, plan)
+    return told
 
 
 def shown(desk: Desk, problem: Problem, made: Judged) -> str:
