@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from truing.infra.evidence import gather, shelf
+from truing.infra.evidence import audit_lines, gather, shelf
 from truing.infra.settings import Settings
 from truing.infra.stored import Shelf
 from truing.tasks.errors import TruingError, Unavailable
 from truing.tasks.records import Candidate, Evaluation, Release, Verdict
-from truing.tasks.release.acts import Docket
+from truing.tasks.release.acts import DECISION, ROLLBACK, STANDING, Docket
+from truing.tasks.release.audit import follow
+from truing.tasks.release.proof import statements
 from truing.tasks.release.registry import artifact_path
 from truing.tasks.seal import VERDICT_TYPE, canonical, digest, digest_bytes, open_envelope
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from truing.tasks.release.proof import Evidence
     from truing.tasks.release.registry import Registry
     from truing.tasks.release.versions import Version
+
+ASKING = (DECISION, ROLLBACK, STANDING)  # acts that a release can come from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,7 @@ class Past:
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     candidates: Mapping[str, Candidate] = field(default_factory=dict)
     vouched: frozenset[str] = frozenset()
+    asked: Mapping[str, str] = field(default_factory=dict)  # digest of a done act's audit record → who did it
     notes: tuple[str, ...] = ()
 
     @property
@@ -75,10 +80,28 @@ def past(settings: Settings, problem: str, *, user: str | None = None) -> Past:
                 evaluations[version] = found
             else:
                 notes.append(f"version {version}: {found}")
+    issued = {one.sequence: one for one in (*statements(seen.docket, seen.keys), *seen.issued())}  # a lost book is empty
     return Past(
-        problem=problem, docket=seen.docket, releases=seen.issued(), verdicts=verdicts, evaluations=evaluations,
-        candidates=candidates, vouched=frozenset(vouched), notes=tuple(notes),
-    )  # fmt: skip
+        problem=problem,
+        docket=seen.docket,
+        releases=[issued[sequence] for sequence in sorted(issued)],
+        verdicts=verdicts,
+        evaluations=evaluations,
+        candidates=candidates,
+        vouched=frozenset(vouched),
+        asked=_askers(settings, seen, problem, user),
+        notes=tuple(notes),
+    )
+
+
+def _askers(settings: Settings, seen: Evidence, problem: str, user: str | None) -> dict[str, str]:
+    """Who did each act with power, by the digest of its audit record: the name that a release gives it."""
+    lines = follow(audit_lines(settings, user=user)[0], keys=seen.keys.registry)
+    return {
+        one.digest: one.entry.user
+        for one in lines
+        if one.entry.outcome == "done" and one.entry.facts.get("problem") == problem and one.entry.act in ASKING
+    }
 
 
 def _run(seen: Evidence, payload: str, shown: Version | None) -> str:

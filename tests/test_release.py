@@ -1,4 +1,4 @@
-"""Release plans, statements and lineage: pure, so each claim is a few lines."""
+"""Release plans, and statements: pure, so each claim is a few lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from truing.infra.keys import Keyring
 from truing.tasks.records import Approval, Cause, Outcome, Record, Refusal, Release, Verdict
 from truing.tasks.release.acts import Asked
 from truing.tasks.release.book import Judged
-from truing.tasks.release.lineage import lineage
 from truing.tasks.release.promotion import (
     check,
     fallbacks,
@@ -397,25 +396,3 @@ def test_a_misspelt_freeze_freezes(desk: Desk) -> None:
     assert not is_frozen({"frozen": "False"})
     assert is_frozen({"frozen": "true"})
     assert is_frozen({"frozen": "until friday"})
-
-
-def test_lineage_names_parents_generations_and_releases(desk: Desk) -> None:
-    """1 ← 2 ← 3, and 4 from a parent that is not here; 1 was released twice (genesis, rollback)."""
-    past = two(desk)
-    plan = back(desk, asked(), past)
-    assert isinstance(plan, Release)
-    versions = [version("3", "2"), version("1"), version("2", "1", trainer="trainer"), version("4", "9")]
-    rows = {row.version: row for row in lineage(versions, [*past, plan], champion="1", anchor="2")}
-    assert list(rows) == ["1", "2", "3", "4"]
-    assert [rows[n].parent for n in "1234"] == [None, "1", "2", None]
-    assert [rows[n].generation for n in "1234"] == [0, 1, 2, 0]
-    assert (rows["1"].sequences, rows["1"].causes) == ((1, 3), ("genesis", "rollback"))
-    assert rows["1"].champion
-    assert not rows["1"].anchor
-    assert rows["2"].anchor
-    assert rows["2"].trained_by == "trainer"
-
-
-def test_a_parent_that_points_forward_is_no_parent() -> None:
-    rows = lineage([version("1", "2"), version("2", "1")], [])
-    assert [row.parent for row in rows] == [None, "1"]
