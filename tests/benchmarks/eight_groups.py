@@ -92,12 +92,17 @@ def probabilities(base: float, churn: float, harms: tuple[Harm, ...] = ()) -> Fl
     return full
 
 
-@lru_cache(maxsize=64)
-def _of_one_group(base: float, churn: float) -> Floats:
+def likeness(base: float, churn: float) -> tuple[float, float]:
+    """The threshold on all three scores, and the correlation of both models' scores once the truth's is known."""
     cut = NormalDist().inv_cdf(1.0 - base)
     tilt = _solve(lambda a: 4.0 * float(_owen(np.array([cut]), a)[0]) - churn)  # churn = 4·T(cut, √((1−ρ)/(1+ρ)))
     rho = (1.0 - tilt**2) / (1.0 + tilt**2)
-    kappa = (rho - QUALITY**2) / (1.0 - QUALITY**2)  # correlation of both answers once the truth's score is known
+    return cut, (rho - QUALITY**2) / (1.0 - QUALITY**2)
+
+
+@lru_cache(maxsize=64)
+def _of_one_group(base: float, churn: float) -> Floats:
+    cut, kappa = likeness(base, churn)
     inner = float(np.sqrt((1.0 - kappa) / (1.0 + kappa)))
     table = np.zeros((2, 2, 2))
     nodes, weights = np.polynomial.legendre.leggauss(400)
