@@ -17,20 +17,22 @@ import polars as pl
 import pytest
 from clerk import Clerk
 from ports import free_ports
-from test_gate import NOW, RULES, clause, rows, weigh
+from test_gate import NOW, RULES, Reader, clause, rows, weigh
 
 from truing.flows.cli.main import parser
 from truing.flows.cli.policy_check import check_policy
 from truing.infra.keys import Keyring
 from truing.infra.settings import Ports, Settings
 from truing.tasks.errors import ProblemError
+from truing.tasks.evaluation.answers import ask
 from truing.tasks.evaluation.dryrun import rehearse
 from truing.tasks.evaluation.gate import judge
+from truing.tasks.evaluation.kept import Decision, pack, store, unpack
 from truing.tasks.evaluation.power import Traffic, chance_to_block, chance_to_pass, needs, rows_for, seen_in
 from truing.tasks.events.lake import Vault
 from truing.tasks.policy import Audit, Discovery, Evidence, Levels, Policy, Repair, load_policy
 from truing.tasks.problem import Problem, load_problem
-from truing.tasks.seal import VERDICT_TYPE
+from truing.tasks.seal import VERDICT_TYPE, digest
 from truing.tasks.statistics.proportions import drop_within, z_of
 
 ADULT = Path(__file__).parents[1] / "problems" / "adult"
@@ -160,6 +162,18 @@ def test_needs_say_what_the_verdict_says_and_days_follow_the_traffic(problem: Pr
     assert (brier.labels, brier.days) == (None, 0.0)
 
 
+def test_more_power_asks_for_more_rows_in_the_verdict_too(problem: Problem) -> None:
+    evaluation, scores = weigh(rows(problem), problem)
+    asked = []
+    for power in (0.8, 0.95):
+        policy = msgspec.structs.replace(RULES, clause=(clause("tpr", "sex=Female", limit=0.01, power=power),))
+        one = judge(evaluation, scores, problem, policy, dataset="d", key="k", now=NOW, seed=3).clauses[0]
+        mine = needs(policy, [evaluation], Traffic(judging=4000))[0]
+        assert one.rows_needed and mine.rows and mine.rows == pytest.approx(one.rows_needed, rel=0.06)
+        asked.append(one.rows_needed)
+    assert asked[1] / asked[0] == pytest.approx(((z_of(0.008) + z_of(0.05)) / (z_of(0.008) + z_of(0.2))) ** 2, rel=0.001)
+
+
 def test_more_churn_costs_more_rows_and_none_known_costs_nobody_knows(problem: Problem) -> None:
     evaluation, _ = weigh(rows(problem), problem)
     policy = msgspec.structs.replace(RULES, clause=(clause("accuracy", limit=0.01),))
@@ -249,9 +263,12 @@ def test_the_verb_knows_acceptance_past_verdicts_and_clauses_out_of_reach(
     clerk = Clerk(ring.read("registry"), ring.read("gate"), ring.read("release"))
     clerk.write("policy", policy=policy.digest)
     clerk.version("1", "p" * 64)
-    evaluation, scores = weigh(rows(problem), problem)
-    given = judge(evaluation, scores, problem, policy, dataset="d", key="gate", now=NOW, seed=3)
-    given = msgspec.structs.replace(given, candidate="p" * 64)
+    answers = ask(
+        rows(problem, 9000, churn=0.1), problem, policy, candidate=Reader("new", problem), champion=Reader("old", problem),
+        none=None, anchor=None, digests={"candidate": "p" * 64, "champion": "c" * 64}, look=1, now=NOW,
+    )  # fmt: skip
+    files = pack(answers, problem, policy, Decision(version="1", dataset="d", key="gate", at=NOW, seed=1))
+    evaluation, given = unpack(files).conclude()
     clerk.write("verdict", "steward", version="1", envelope=clerk.envelope(given, VERDICT_TYPE, clerk.gate))
     settings.guard.mkdir(parents=True)
     (settings.guard / "audit.jsonl").write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in clerk.lines))
@@ -268,5 +285,15 @@ def test_the_verb_knows_acceptance_past_verdicts_and_clauses_out_of_reach(
     assert check_policy(asked(*options), settings) == 1
     told = json.loads(capsys.readouterr().out)
     assert told["accepted"] is False and [one["how"] for one in told["past"]] == ["nothing at hand"]
+    evidence = settings.desk / "evidence" / digest(given)
+    store(evidence, files, evaluation)
+    check_policy(asked(*options), settings)
+    told = json.loads(capsys.readouterr().out)
+    anew = unpack(files).conclude(load_policy(path.parent, problem))[1]
+    assert [(one["how"], one["possible"]) for one in told["past"]] == [("stored answers", [anew.outcome.value])]
+    assert anew.outcome is not given.outcome and told["past"][0]["changes"]
+    (evidence / "facts.json").write_bytes((evidence / "facts.json").read_bytes().replace(b'"look":1', b'"look":2'))
+    check_policy(asked(*options), settings)
+    assert json.loads(capsys.readouterr().out)["past"][0]["how"] == "nothing at hand"
     fatal = [one for one in told["worries"] if one["fatal"]]
     assert [one["clause"] for one in fatal] == ["women's TPR"] and "rows are needed" in fatal[0]["text"]

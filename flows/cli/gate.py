@@ -22,6 +22,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     check.add_argument("--churn", type=float, metavar="SHARE", help="answers an equal candidate changes (default: as seen)")
     check.add_argument("--traffic", type=float, metavar="N", help="predictions a day (default: as seen in the last 7 days)")
     check.add_argument("--within", default="90d", metavar="TIME", help="a deciding clause should be decided in (default: 90d)")
+    check.add_argument("--again", type=int, default=20, metavar="N", help="judge the N newest anew if stored (default: 20)")
     check.add_argument("--as", dest="user", metavar="NAME", help="your login, where files can't be read (default: yours)")
     check.set_defaults(do=do_check_policy)
 

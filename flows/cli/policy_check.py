@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from truing.flows.cli.output import result
+from truing.flows.cli.output import Bar, result
 from truing.flows.cli.policy_tables import before, cost
 from truing.tasks.evaluation.wording import rows as about
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from truing.tasks.evaluation.power import Need, Traffic
     from truing.tasks.policy import Policy
     from truing.tasks.problem import Problem
-    from truing.tasks.records import Evaluation
+    from truing.tasks.records import Evaluation, Verdict
 
     Shares = dict[str, tuple[float, float | None]]
 
@@ -62,7 +62,7 @@ def check_policy(args: argparse.Namespace, settings: Settings) -> int:
     traffic, shares, unread = _traffic(settings, problem, judged, per_day=args.traffic, now=now)
     anchored = past is not None and past.docket.anchor is not None
     found = needs(policy, judged, traffic, shares=shares, churn=args.churn, anchored=anchored)
-    tried = _rehearsed(past, policy)
+    tried = _rehearsed(settings, past, policy, again=args.again)
     worries = _worries(found, policy, traffic, within)
     accepted, standing = _accepted(past, policy)
     said = [(one.name, clause_words(one, policy)) for one in policy.clause]
@@ -164,14 +164,39 @@ def _shares(judging: pl.DataFrame, problem: Problem) -> Shares:
     return {name: (float(mask.mean()), float(positive[mask].mean()) if mask.any() else None) for name, mask in masks.items()}
 
 
-def _rehearsed(past: Past | None, policy: Policy) -> list[Rehearsal]:
-    from truing.tasks.evaluation.dryrun import rehearse
+def _rehearsed(settings: Settings, past: Past | None, policy: Policy, *, again: int) -> list[Rehearsal]:
+    """Every judged version; the `again` newest whose answers are stored are judged anew, the others from their cells."""
+    from truing.tasks.evaluation.dryrun import rehearse, rejudged
 
     if past is None:
         return []
-    return [
-        rehearse(one, past.verdicts[one], past.evaluations.get(one), policy) for one in past.versions if one in past.verdicts
-    ]
+    judged = [one for one in past.versions if one in past.verdicts]
+    bar, found = Bar(len(judged), "judging anew"), []
+    for at, one in enumerate(judged):
+        verdict, evaluation = past.verdicts[one], past.evaluations.get(one)
+        anew = None
+        if verdict.policy != policy.digest and at >= len(judged) - again:
+            anew = _anew(settings, verdict, policy)
+        found.append(rejudged(one, verdict, anew) if anew else rehearse(one, verdict, evaluation, policy))
+        bar(at + 1)
+    return found
+
+
+def _anew(settings: Settings, verdict: Verdict, policy: Policy) -> Verdict | None:
+    """What the gate says under this policy of the answers stored with a verdict, if they are those that it was made of."""
+    from truing.infra.past import bound
+    from truing.tasks.errors import TruingError
+    from truing.tasks.evaluation.kept import EVALUATION, load, unpack
+    from truing.tasks.seal import digest
+
+    try:
+        files = load(settings.desk / "evidence" / digest(verdict))
+        case = unpack(files)
+        if bound(files[EVALUATION], verdict.evaluation).evidence != case.digest:
+            return None
+        return case.conclude(policy)[1]
+    except (TruingError, ValueError):  # none kept, closed to this user, or not what was signed: the cells have to do
+        return None
 
 
 # --- what to mind -------------------------------------------------------------------------------------------------------------

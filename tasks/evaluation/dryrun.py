@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from truing.tasks.evaluation.ledger import level_share
 from truing.tasks.evaluation.power import RELATIVE_FROM, cell_of
 from truing.tasks.policy import Absolute, Clause, Policy
 from truing.tasks.records import Estimate, Evaluation, Outcome, Record, Verdict
@@ -71,6 +72,20 @@ def rehearse(version: str, verdict: Verdict, evaluation: Evaluation | None, poli
     return Rehearsal(version=version, then=then, possible=possible, how=CELLS, reason="; ".join(told), lines=lines)
 
 
+def rejudged(version: str, past: Verdict, anew: Verdict) -> Rehearsal:
+    """From stored answers: `anew` is what the gate itself says of the very rows under this policy (`kept.Case.conclude`)."""
+    says = {Outcome.PASS: PASSES, Outcome.BLOCK: BLOCKS, Outcome.INCONCLUSIVE: OPEN}
+    lines = tuple(
+        Line(
+            name=one.name, against=one.against, deciding=one.deciding, says=says[one.outcome], drop=one.delta.value,
+            low=one.delta.low, high=one.delta.high, limit=one.limit, why=one.reason,
+        )
+        for one in anew.clauses
+    )  # fmt: skip
+    then = past.outcome.value
+    return Rehearsal(version=version, then=then, possible=(anew.outcome.value,), how=STORED, reason=anew.reason, lines=lines)
+
+
 def _outcomes(lines: Iterable[Line], held: bool) -> tuple[str, ...]:
     lines = list(lines)
     if any(one.says == BLOCKS for one in lines):
@@ -96,7 +111,7 @@ def _lines(evaluation: Evaluation, verdict: Verdict, policy: Policy) -> Iterable
     for clause, against, limit in asked:
         yield _clause(evaluation, clause, against, limit, policy, count)
     for floor in policy.absolute:
-        yield _floor(verdict, floor, policy, count)
+        yield _floor(verdict, floor, policy, count, evaluation.looks)
 
 
 def _clause(evaluation: Evaluation, clause: Clause, against: str, limit: float, policy: Policy, count: int) -> Line:
@@ -114,10 +129,11 @@ def _clause(evaluation: Evaluation, clause: Clause, against: str, limit: float, 
     if clause.relative and value is not None and value >= RELATIVE_FROM:
         noise = limit * math.sqrt(value * (1.0 - value) / cell.n) if clause.metric in PROPORTIONS and cell.n else 0.0
         limit = limit * value
-    return _decided(empty, delta, limit, noise, policy, count, delta.n)
+    looks = evaluation.looks if against == "champion" else evaluation.looks_anchor
+    return _decided(empty, delta, limit, noise, _levels(policy, looks), count)
 
 
-def _floor(verdict: Verdict, floor: Absolute, policy: Policy, count: int) -> Line:
+def _floor(verdict: Verdict, floor: Absolute, policy: Policy, count: int, looks: int) -> Line:
     """Against the prior predictor only the verdict's own bounds are stored; taken at this policy's level."""
     empty = Line(
         name=floor.name, against="absolute", deciding=True, says=OPEN, drop=None, low=None, high=None, limit=-floor.at_least
@@ -126,17 +142,17 @@ def _floor(verdict: Verdict, floor: Absolute, policy: Policy, count: int) -> Lin
     known = next((one for one in verdict.clauses if (one.slice, one.metric, one.against) == wanted), None)
     if known is None or known.delta.value is None or known.delta.high is None:
         return _because(empty, "the verdict did not ask it")
-    half = (known.delta.high - known.delta.value) / z_of(_levels(policy)[1]) * z_of(0.025)
+    half = (known.delta.high - known.delta.value) / z_of(_levels(policy, looks)[1]) * z_of(0.025)
     delta = Estimate(
         value=known.delta.value, low=known.delta.value - half, high=known.delta.value + half, n=known.delta.n, level=0.95
     )
-    return _decided(empty, delta, -floor.at_least, 0.0, policy, count, delta.n, null=-floor.at_least)
+    return _decided(empty, delta, -floor.at_least, 0.0, _levels(policy, looks), count, null=-floor.at_least)
 
 
 def _decided(
-    empty: Line, delta: Estimate, limit: float, noise: float, policy: Policy, count: int, n: int, *, null: float = 0.0
+    empty: Line, delta: Estimate, limit: float, noise: float, levels: tuple[float, float], count: int, *, null: float = 0.0
 ) -> Line:
-    block, passing = _levels(policy)
+    block, passing = levels
     drop, far = float(delta.value or 0.0), z_of((1.0 - delta.level) / 2.0)
     down, up = (drop - float(delta.low or 0.0)) / far, (float(delta.high or 0.0) - drop) / far
     single, strict = drop - z_of(block) * down, drop - z_of(block / max(count, 1)) * down
@@ -145,8 +161,8 @@ def _decided(
         says, why = BLOCKS, f"drop {drop:.4f} beyond {limit:.4f}, surely"
     elif drop > limit and single > null:
         says, why = MAY_BLOCK, f"drop {drop:.4f} beyond {limit:.4f}; the joint bound needs the rows"
-    elif n < EXACT_BELOW:
-        says, why = OPEN, f"{n} rows: too few for a bound from a stored interval"
+    elif delta.n < EXACT_BELOW:
+        says, why = OPEN, f"{delta.n} rows: too few for a bound from a stored interval"
     elif abs(high - limit) <= NEAR * abs(limit):
         says, why = MAY_PASS, f"upper bound about {high:.4f}, too near the limit {limit:.4f} to tell"
     elif high <= limit:
@@ -166,8 +182,10 @@ def _because(line: Line, why: str) -> Line:
     )  # fmt: skip
 
 
-def _levels(policy: Policy) -> tuple[float, float]:
-    return policy.levels.block / policy.evidence.max_looks, policy.levels.passing / policy.evidence.max_looks
+def _levels(policy: Policy, looks: int) -> tuple[float, float]:
+    """Levels of block and pass, as in the gate."""
+    once = policy.evidence.max_looks
+    return policy.levels.block / once, policy.levels.passing / once * level_share(looks, policy.evidence.free_candidates)
 
 
 def _holds(evaluation: Evaluation, policy: Policy) -> list[str]:
@@ -178,8 +196,11 @@ def _holds(evaluation: Evaluation, policy: Policy) -> list[str]:
         found.append("no champion")
     if evaluation.n < evidence.min_rows:
         found.append(f"{evaluation.n:,} rows judged, {evidence.min_rows:,} are asked for")
-    if evaluation.coverage < evidence.min_coverage:
+    if evaluation.sampled is None and evaluation.coverage < evidence.min_coverage:
         found.append(f"coverage {evaluation.coverage:.0%}, {evidence.min_coverage:.0%} is asked for")
     if evaluation.look > evidence.max_looks:
         found.append(f"look {evaluation.look}, {evidence.max_looks} are paid for")
+    held = evaluation.unseen is not None and evaluation.unseen.holds
+    if evaluation.looks > evidence.free_candidates and evaluation.champion is not None and not held:
+        found.append(f"candidate {evaluation.looks} since the release, and not shown to hold on rows that came later")
     return found

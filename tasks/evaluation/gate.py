@@ -53,6 +53,7 @@ class Question:
     limit: float
     room: float
     note: str = ""
+    power: float = 0.8  # the chance to pass that rows needed are named for
 
     @property
     def null(self) -> float:
@@ -202,6 +203,7 @@ def _questions(evaluation: Evaluation, scores: Scores, policy: Policy) -> list[Q
                     limit=points,
                     room=room,
                     note=note,
+                    power=clause.power,
                 )
             )
     for floor in policy.absolute:
@@ -263,12 +265,12 @@ def _decide(one: Question, low: float, pass_level: float, joint_level: float, sc
 
 
 def _rows_needed(one: Question, level: float, scores: Scores) -> int | None:
-    """Holdout rows of the present mix from which an equally good candidate passes this clause four times in five.
+    """Holdout rows of the present mix from which an equally good candidate passes this clause with the policy's power.
 
     For a floor there is no "equally good": there it is the rows from which a candidate with the improvement seen passes.
     """
     drop = one.paired.drop if one.against == "absolute" else 0.0
-    count = needed(one.paired, one.limit, level, drop=drop)
+    count = needed(one.paired, one.limit, level, drop=drop, power=one.power)
     if count is None or not one.paired.n:
         return None
     return math.ceil(count * scores.n / one.paired.n)
