@@ -145,10 +145,7 @@ def teachable_rows(lake: Lake, problem: Problem) -> pl.DataFrame:
 
 
 def teachable(lake: Lake, problem: Problem, history: list[Version]) -> pl.DataFrame:
-    """Labelled rows that validation let through, less what a blocked candidate had learned from people.
-
-    A repair that passes does not clear the rows: it is what was made of them in spite of the harm.
-    """
+    """Labelled rows that validation let through, less what a blocked candidate had learned from people."""
     import polars as pl
 
     from truing.tasks.selection.quarantine import held_rows, without_held
@@ -157,13 +154,15 @@ def teachable(lake: Lake, problem: Problem, history: list[Version]) -> pl.DataFr
     held = held_rows(
         lake.read("samples", predicate=pl.col("problem") == problem.name),
         blocked=[known.tags.get("dataset", "") for known in history if known.outcome == Outcome.BLOCK],
-        cleared=[
-            known.tags.get("dataset", "")
-            for known in history
-            if known.outcome == Outcome.PASS and known.tags.get("origin") != "repair"
-        ],
+        cleared=cleared(history),
     )
     return without_held(rows, held)
+
+
+def cleared(history: list[Version]) -> list[str]:
+    """Datasets whose candidate passed. A repair that passes clears nothing: it is what was made of them despite the harm."""
+    passed = [known for known in history if known.outcome == Outcome.PASS and known.tags.get("origin") != "repair"]
+    return [known.tags.get("dataset", "") for known in passed]
 
 
 def keep(lake: Lake, problem: Problem, dataset: str, samples: pl.DataFrame) -> None:

@@ -51,13 +51,16 @@ class Step(NamedTuple):
 class Lever:
     """Everything that corrections of one model by one attribute are made from.
 
-    `batch` (n rows) taught the model; `bucket` (n,) is each row's bucket 0..b-1, -1 where unknown (multiplier 1 always).
+    `batch` (n rows) taught the model; `bucket` (n,) is each row's bucket 0..b-1, -1 where unknown (multiplier 1 always). `true`
+    (n,) marks rows whose target is what became true: they alone say how unequal the rates are, for what people taught may be
+    the very harm. None = all.
     """
 
     model: Model
     batch: Batch
     bucket: Ints
     buckets: int
+    true: Bools | None = None
     penalty: float = PENALTY
 
     def __post_init__(self) -> None:
@@ -190,7 +193,7 @@ class Lever:
 
     def _lacking(self, yes: Floats, rows: Bools) -> Floats:
         """Mean positive rate of all buckets' rows minus each bucket's own (b,); 0 for a bucket without such rows."""
-        known = rows & (self.bucket >= 0)
+        known = rows & (self.bucket >= 0) & (True if self.true is None else self.true)
         weights = self.batch.weights[known]
         total = np.bincount(self.bucket[known], weights=weights, minlength=self.buckets)
         hits = np.bincount(self.bucket[known], weights=weights * yes[known], minlength=self.buckets)
