@@ -24,6 +24,7 @@ from truing.tasks.release.registry import artifact_path
 from truing.tasks.seal import VERDICT_TYPE, canonical, digest, digest_bytes, open_envelope
 
 if TYPE_CHECKING:
+    from truing.tasks.evaluation.kept import Case
     from truing.tasks.release.proof import Evidence
     from truing.tasks.release.registry import Registry
     from truing.tasks.release.versions import Version
@@ -125,6 +126,18 @@ def _evaluation(place: Shelf | Registry | None, run: str, verdict: Verdict) -> E
         return bound(raw, verdict.evaluation)
     except (TruingError, ValueError, LookupError) as error:
         return f"its evaluation is not at hand: {error}"
+
+
+def evidence_of(settings: Settings, verdict: Verdict) -> Case | None:
+    """The stored answers that a verdict was made of; None if none are kept, closed to this user, or not what was signed."""
+    from truing.tasks.evaluation.kept import EVALUATION, load, unpack
+
+    try:
+        files = load(settings.desk / "evidence" / digest(verdict))
+        case = unpack(files)
+        return case if bound(files[EVALUATION], verdict.evaluation).evidence == case.digest else None
+    except (TruingError, ValueError):
+        return None
 
 
 def bound(raw: bytes, name: str) -> Evaluation:

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 from clerk import Clerk
 from ports import free_ports
-from test_gate import rows, weigh
+from test_gate import NOW, RULES, Reader, rows, weigh
 
 from truing.flows.cli.lineage import do_lineage
 from truing.flows.cli.main import parser
@@ -24,6 +24,9 @@ from truing.infra.past import bound
 from truing.infra.settings import Ports, Settings
 from truing.tasks import seal
 from truing.tasks.errors import DataError, Unavailable, UsageError
+from truing.tasks.evaluation.answers import ask
+from truing.tasks.evaluation.kept import Case, Decision, pack, unpack
+from truing.tasks.evaluation.meeting import meet
 from truing.tasks.events.lake import Lake
 from truing.tasks.events.schema import pseudonym
 from truing.tasks.policy import Policy
@@ -87,11 +90,11 @@ class Town:
         self.now += DAY
         self.rates[version] = rates
         self.clerk.write("version", "trainer", at=self.now, version=version, payload=payload(version), trainer="trainer")
-        dataset = seal.digest(f"dataset {version}")
+        dataset, mends = seal.digest(f"dataset {version}"), more.pop("repairs", None)
         self.candidates[version] = Candidate(
             problem="adult", payload=payload(version), parent=payload(parent) if parent else None, base="b", code="1",
             kind="tabular", dataset=dataset, trial=None, seed=1, origin=more.pop("origin", "fast"), registered=self.now,
-            rows=2000 + 500 * int(version),
+            rows=2000 + 500 * int(version), repairs=payload(mends) if mends else None,
         )  # fmt: skip
         self.datasets[dataset] = DatasetVersion(
             digest=dataset, problem="adult", tables={"rows": int(version)}, samples=2000 + 500 * int(version),
@@ -220,6 +223,13 @@ def test_a_parent_that_is_younger_or_unknown_is_no_parent(problem: Problem, poli
     assert by["1"].parent is by["2"].parent is None and not by["4"].vouched
 
 
+def test_a_repair_names_what_it_mends(problem: Problem, policy: Policy) -> None:
+    town = small(problem, policy)
+    town.add("2", Outcome.PASS, (0.61, 0.59), origin="repair", repairs="3")
+    found = town.family()
+    assert found.members[-1].repairs == "3" and ">repairs v3 · 5,000 rows<" in family_svg(found)
+
+
 def test_a_gap_and_its_changes_are_between_the_same_two_buckets_on_the_same_rows(problem: Problem, policy: Policy) -> None:
     found = small(problem, policy).family()
     assert found.wanted == ("sex", "tpr")
@@ -312,6 +322,25 @@ def test_what_changed_between_two_versions_and_for_whom(problem: Problem, policy
     apart = changed(town.family(), "3", "5", evaluations=town.evaluations)
     assert apart.met == "" and apart.path == () and all(one.gain is None for one in apart.changes) and apart.rows is None
     assert changed(town.family(), "1", "5", evaluations=town.evaluations).met == "anchor"
+
+
+def test_two_versions_that_never_met_are_compared_on_the_rows_of_both(problem: Problem) -> None:
+    """Judged on different days: rows 0-4,999 and 1,000-5,999. It says what a comparison of these 4,000 says."""
+
+    def kept(frame: pl.DataFrame, name: str, champion: str) -> Case:
+        answers = ask(
+            frame, problem, RULES, candidate=Reader(name, problem), champion=Reader(champion, problem), none=None, anchor=None,
+            digests={"candidate": f"payload-{name}", "champion": f"payload-{champion}"}, look=1, now=NOW,
+        )  # fmt: skip
+        return unpack(pack(answers, problem, RULES, Decision(version="1", dataset="d", key="k", at=NOW, seed=1)))
+
+    frame = rows(problem, 6000, harm=0.3)
+    first, second = kept(frame[:5000], "old", "far"), kept(frame[1000:], "new", "far")
+    met = meet(first, second)
+    assert met is not None and (met.n, met.champion, met.candidate) == (4000, "payload-old", "payload-new")
+    direct, _ = weigh(frame[1000:5000], problem)
+    assert [one.delta for one in met.cells] == [one.delta for one in direct.cells]
+    assert meet(kept(frame[:1000], "old", "far"), kept(frame[1000:], "new", "far")) is None
 
 
 # --- the verb -----------------------------------------------------------------------------------------------------------------

@@ -162,6 +162,12 @@ def _text(found: Family) -> str:
     return "\n".join([*lines, *found.notes])
 
 
+def _learner(one: Member) -> str | None:
+    """`?` marks the trainer's own word that nobody has judged yet."""
+    word = f"repairs v{one.repairs}" if one.repairs else one.origin
+    return (word if one.vouched else f"{word}?") if word else None
+
+
 def _row(one: Member, found: Family) -> tuple[Any, ...]:
     from truing.tasks.evaluation.wording import amount
     from truing.tasks.release.lineage import SERVES
@@ -174,7 +180,7 @@ def _row(one: Member, found: Family) -> tuple[Any, ...]:
     return (
         f"v{one.version}",
         f"v{one.parent}" if one.parent else None,
-        (one.origin or None) if one.vouched or not one.origin else f"{one.origin}?",
+        _learner(one),
         f"{one.rows:,}" if one.rows else None,
         one.outcome,
         interval(gap.gap) if gap else None,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from truing.infra.past import Past
     from truing.infra.settings import Settings
     from truing.tasks.problem import Problem
-    from truing.tasks.records import Estimate
+    from truing.tasks.records import Estimate, Evaluation
     from truing.tasks.release.lineage import Family
     from truing.tasks.release.lineage_answers import Between, Change, Taught
 
@@ -121,9 +121,19 @@ def between(args: argparse.Namespace, settings: Settings, found: Family, known: 
             names = ", ".join(one.version for one in found.members) or "none"
             raise DataError(f"--between: expected two of the versions {names}, got {version}; name another")
     samples = _samples(settings, found, (old, new))
-    said = changed(found, old, new, evaluations=known.evaluations, samples=samples)
+    stored = _stored(settings, known, old, new)
+    said = changed(found, old, new, evaluations=known.evaluations, samples=samples, stored=stored)
     result(msgspec.to_builtins(said), _told(found, said), as_json=args.json)
     return 0
+
+
+def _stored(settings: Settings, known: Past, old: str, new: str) -> Evaluation | None:
+    """Both on the rows on which both were asked, from the evidence of their verdicts, where it is kept and readable."""
+    from truing.infra.past import evidence_of
+    from truing.tasks.evaluation.meeting import meet
+
+    cases = [evidence_of(settings, known.verdicts[one]) if one in known.verdicts else None for one in (old, new)]
+    return meet(cases[0], cases[1]) if cases[0] is not None and cases[1] is not None else None
 
 
 def _samples(settings: Settings, found: Family, versions: tuple[str, str]) -> dict[str, Any]:
@@ -206,9 +216,15 @@ def _for_whom(said: Between, old: str, new: str) -> str:
     ]
     chance = len(said.changes) * 0.05
     return (
-        f"On the same rows, as {said.met} of {new}:\n{text}\n" + "\n".join(verdicts) + f"\n{len(said.changes)} slices and "
+        f"On the same rows{_how(said, new)}:\n{text}\n" + "\n".join(verdicts) + f"\n{len(said.changes)} slices and "
         f"metrics were looked at, 95 % each: about {chance:.0f} may seem sure by chance. The rest can't be told apart."
     )
+
+
+def _how(said: Between, new: str) -> str:
+    from truing.tasks.release.lineage_answers import STORED
+
+    return ", by the answers stored with both verdicts" if said.met == STORED else f", as {said.met} of {new}"
 
 
 def _plain(one: Change) -> bool:

@@ -184,19 +184,10 @@ def _rehearsed(settings: Settings, past: Past | None, policy: Policy, *, again: 
 
 def _anew(settings: Settings, verdict: Verdict, policy: Policy) -> Verdict | None:
     """What the gate says under this policy of the answers stored with a verdict, if they are those that it was made of."""
-    from truing.infra.past import bound
-    from truing.tasks.errors import TruingError
-    from truing.tasks.evaluation.kept import EVALUATION, load, unpack
-    from truing.tasks.seal import digest
+    from truing.infra.past import evidence_of
 
-    try:
-        files = load(settings.desk / "evidence" / digest(verdict))
-        case = unpack(files)
-        if bound(files[EVALUATION], verdict.evaluation).evidence != case.digest:
-            return None
-        return case.conclude(policy)[1]
-    except (TruingError, ValueError):  # none kept, closed to this user, or not what was signed: the cells have to do
-        return None
+    case = evidence_of(settings, verdict)
+    return None if case is None else case.conclude(policy)[1]
 
 
 # --- what to mind -------------------------------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ class Member(Record, frozen=True):
     parent: str | None = None
     vouched: bool = False
     origin: str = ""
+    repairs: str | None = None  # version of the blocked one that it is to mend
     dataset: str = ""
     rows: int = 0
     generation: int = 0
@@ -149,6 +150,7 @@ def family(
                 parent=parent,
                 vouched=version in vouched,
                 origin=candidate.origin if candidate else "",
+                repairs=payloads.get(candidate.repairs) if candidate and candidate.repairs else None,
                 dataset=dataset,
                 rows=candidate.rows if candidate else 0,
                 generation=generation[version],

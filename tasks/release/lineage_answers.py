@@ -9,6 +9,8 @@ from truing.tasks.records import Cell, DatasetVersion, Estimate, Evaluation, Rec
 from truing.tasks.release.lineage import Family
 from truing.tasks.statistics.cells import PROPORTIONS
 
+STORED = "stored answers"  # not compared by a verdict, but both were asked about these rows
+
 
 class Taught(Record, frozen=True):
     """What one person gave to a dataset: samples that they labelled, the share (0..1) of its weight, samples about them."""
@@ -82,7 +84,7 @@ class Rows(Record, frozen=True):
 class Between(Record, frozen=True):
     """What changed from `old` to `new`. `path`: versions from the new one back to the old one, () if it is no ancestor.
 
-    `met`: how the models were compared on the same rows: champion | parent | anchor | "" (never).
+    `met`: how the models were compared on the same rows: champion | parent | anchor | stored answers | "" (never).
     """
 
     old: str
@@ -108,13 +110,23 @@ def changed(
     *,
     evaluations: Mapping[str, Evaluation],
     samples: Mapping[str, Samples] | None = None,
+    stored: Evaluation | None = None,
 ) -> Between:
-    """`samples`: of both versions' datasets, by version. Raises KeyError for a version that is not in the family."""
+    """What changed. Raises KeyError for a version that is not in the family.
+
+    Args:
+        evaluations: by version.
+        samples: of both versions' datasets, by version.
+        stored: the newer one against the older one on the rows of both (`meeting.meet`); asked if their verdicts never did.
+    """
     members = {one.version: one for one in family.members}
     first, second = members[old], members[new]
     back = family.ancestors(new)
     before, after = evaluations.get(old), evaluations.get(new)
     met = _met(first.payload, after)
+    rows = after
+    if not met and stored is not None:
+        met, rows = STORED, stored
     ours = samples or {}
     known = (ours.get(old), ours.get(new))
     importance = (getattr(before, "importance", {}) or {}, getattr(after, "importance", {}) or {})
@@ -127,7 +139,7 @@ def changed(
         reasons=_both(first.taught, second.taught, "by_reason"),
         groups=_both(first.taught, second.taught, "by_group"),
         raters=_raters(known[0] or {}, known[1] or {}),
-        changes=tuple(_changes(before, after, met)),
+        changes=tuple(_changes(before, rows, met)),
         importance={
             name: (importance[0].get(name, 0.0), importance[1].get(name, 0.0))
             for name in sorted(set(importance[0]) | set(importance[1]))
@@ -204,6 +216,7 @@ def _of(cell: Cell, met: str) -> tuple[float | None, Estimate | None]:
     """The older model's value and the newer one's drop against it, on the rows where they met."""
     known = {
         "champion": (cell.champion, cell.delta),
+        STORED: (cell.champion, cell.delta),
         "parent": (cell.none, cell.delta_none),
         "anchor": (cell.anchor, cell.delta_anchor),
     }

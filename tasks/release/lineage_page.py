@@ -164,7 +164,7 @@ def _member(one: Member, family: Family) -> str:
     unproven = "" if one.vouched or not one.origin else " (the trainer's word, not yet judged)"
     lines = [
         f"<p>Registered {time.strftime(WHEN, time.gmtime(one.registered))} UTC by {escape(one.trained_by)}, {parent}, "
-        f"{escape(one.origin or 'unknown')} learner{unproven}; payload <code>{escape(one.payload[:12])}</code>.</p>"
+        f"{_learner(one)}{unproven}; payload <code>{escape(one.payload[:12])}</code>.</p>"
     ]
     if one.outcome:
         on = f" on {one.judged_rows:,} rows" if one.judged_rows else ""
@@ -181,6 +181,10 @@ def _member(one: Member, family: Family) -> str:
     lines.append(_taught(one))
     opened = " open" if one.state == SERVES else ""
     return f"<details{opened}><summary>v{escape(one.version)}: {escape(one.state)}</summary>{''.join(lines)}</details>"
+
+
+def _learner(one: Member) -> str:
+    return f"made to repair v{one.repairs}" if one.repairs else f"{escape(one.origin or 'unknown')} learner"
 
 
 def _gaps(one: Member) -> str:

@@ -144,7 +144,8 @@ def _line(place: Place, one: Member, family: Family, axis: Scale) -> list[str]:
     if one.anchor and roomy:
         parts.append(_text(NAME + 20 + WIDE * len(one.version), up, "anchor", "badge"))
     if down is not None:
-        origin = " · ".join(filter(None, (one.origin and f"{one.origin} learner", f"{one.rows:,} rows" if one.rows else "")))
+        learner = f"repairs v{one.repairs}" if one.repairs else f"{one.origin} learner" if one.origin else ""
+        origin = " · ".join(filter(None, (learner, f"{one.rows:,} rows" if one.rows else "")))
         parts.append(_text(NAME, down, origin or "–", "small"))
         parts.append(_text(SAID, down, _cut(_why(one), int((LEFT - 20 - SAID) / NARROW)), "small"))
     else:
