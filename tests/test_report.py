@@ -12,7 +12,7 @@ from truing.tasks.evaluation.gaps import FEWEST, gaps
 from truing.tasks.evaluation.report import describe, indicators, slug, verdict_html
 from truing.tasks.evaluation.wording import amount, level, moved, rows
 from truing.tasks.problem import Problem
-from truing.tasks.records import Candidate, Cell, Clause, Estimate, Evaluation, Outcome, Verdict
+from truing.tasks.records import Candidate, Cell, Clause, Estimate, Evaluation, Found, Outcome, Sampled, Verdict
 from truing.tasks.statistics.cells import METRICS
 
 NOTHING = Estimate(value=None)
@@ -189,3 +189,46 @@ def test_indicators_are_short_lines_under_plain_names(verdict: Verdict, evaluati
     assert tags["sex.tpr"].startswith("Male over Female: candidate 20.0 (")
     assert "change +10.0 (7.2 to 12.8) points" in tags["sex.tpr"]
     assert slug("women's TPR (≥60)") == "womens-tpr-60" and slug("—") == "unnamed"
+
+
+def test_what_goes_beyond_the_clauses_is_told_where_it_was_measured(
+    verdict: Verdict, evaluation: Evaluation, candidate: Candidate, problem: Problem
+) -> None:
+    """Found slices, disparities, rankings, swaps, importance and how the labels came about; and nothing where there is nothing."""
+    bare = verdict_html(verdict, evaluation, candidate, problem)
+    titles = ("Where it loses most", "All groups", "Ranking", "Had the person been another", "What it goes by")
+    assert not any(title in bare for title in titles)
+    slices = [
+        Found(
+            slice=f"{words} and age ≥ 55", conditions=(words, "age ≥ 55"), metric="accuracy", n=231, share=0.031, seen=0.2,
+            drop=Estimate(value=0.123, low=low, high=0.2, n=231, level=0.98), confirmed=low > 0,
+        )
+        for words, low in (("workclass <Gov>", 0.041), ("workclass Private", -0.02))
+    ]  # fmt: skip
+    told = msgspec.structs.replace(
+        evaluation,
+        worst=tuple(slices),
+        indicators={
+            "auroc:all:champion": Estimate(value=0.9, low=0.88, high=0.92), "auroc:all:candidate": Estimate(value=0.88),
+            "auroc:all:drop": Estimate(value=0.02, low=0.01, high=0.03), "ece:all:candidate": Estimate(value=0.03),
+            "equalized_odds_difference:sex:champion": Estimate(value=0.1, low=0.05, high=0.15),
+            "equalized_odds_difference:sex:candidate": Estimate(value=0.2, low=0.15, high=0.25),
+            "equalized_odds_difference:sex:change": Estimate(value=0.1, low=0.04, high=0.16),
+            "demographic_parity_ratio:sex:candidate": Estimate(value=0.82, low=0.71, high=0.93),
+        },
+        counterfactual={"flip:sex": Estimate(value=0.012, low=0.009, high=0.017)},
+        importance={"age": 0.7, "hours": 0.3}, importance_shift=0.12, shift={"age": 0.31, "hours": 0.01}, looks=37,
+        sampled=Sampled(why="plan", plan="c" * 64, pool=70_000, labelled=9_950, drawn=7_000, read=6_950, unreachable=0,
+                        twice=500, differed=20),
+    )  # fmt: skip
+    page, text = verdict_html(verdict, told, candidate, problem), describe(verdict, told, candidate, problem)
+    assert all(title in page for title in titles)
+    for said in ("workclass &lt;Gov&gt; and age ≥ 55", "+12.3", "4.1 to 20.0", "+10.0 (4.0 to 16.0)", "0.82 (0.71 to 0.93)",
+                 "1.2 (0.9 to 1.7)", "12% of it has moved", "age (PSI 0.31)", "differed on 4.0%", "number 37 since"):  # fmt: skip
+        assert said in page, said
+    assert "holds" in page and "hours (PSI" not in page and "<Gov>" not in page
+    assert "workclass &lt;Gov> and age ≥ 55: accuracy fell by 12.3 points on 231 rows held back" in text
+    assert "workclass Private" not in text, "what was not confirmed is on the page only"
+    tags = indicators(told, verdict)
+    assert tags["equalized_odds_difference.sex-change"] == "10.0 (4.0 to 16.0)" and tags["counterfactual.flip-sex"]
+    assert all(re.fullmatch(r"[a-z0-9._-]+", key) and len(value) < 250 for key, value in tags.items())

@@ -37,7 +37,8 @@ CUTS = 5  # a number is cut into so many parts of equal size
 MOST_VALUES = 25  # the commonest values of a category
 BEAM = 60  # slices carried on from the second condition on
 LEAST_Z = 1.5  # a loss smaller than this many standard errors is not worth a test
-ALIKE = 0.5  # share of the rows lost that two slices may have in common
+CLOSEST = 300  # of the slices that lose most are looked at again without the rows of those chosen already
+BESIDE = "outside those before"  # said of a slice that would have rows of one chosen before it
 BLOCKING_SHARE = 0.25  # of `levels.block`, on top of it, where found slices may block
 
 
@@ -145,18 +146,24 @@ def search(
                     wider[tuple(sorted((*one, int(i))))] = float(scores[i])
         found |= wider
         beam = list(wider)
-    ranked = sorted((one for one in found if found[one] >= LEAST_Z), key=lambda one: (-found[one], one))
+    ranked = sorted((one for one in found if found[one] >= LEAST_Z), key=lambda one: (-found[one], one))[:CLOSEST]
+    shapes = np.array([inside[:, list(one)].prod(axis=1) for one in ranked], dtype=np.float32)
+    left = np.ones(
+        len(lost), dtype=bool
+    )  # outside the slices chosen so far: what they explain is neither found nor tested twice
     chosen: list[tuple[Proposal, Bools]] = []
-    harmed = lost > 0
-    for one in ranked:
-        mask: Bools = np.asarray(masks[:, list(one)].all(axis=1))
-        hit = mask & rows & harmed
-        if any((hit & other).sum() > ALIKE * min(hit.sum(), (other & rows & harmed).sum()) for _, other in chosen):
-            continue
-        drop = float(loss[mask[rows]].sum() / (mask[rows] if weights is None else weights[mask & rows]).sum())
-        chosen.append((Proposal(conditions=tuple(names[i] for i in one), seen=drop), mask))
-        if len(chosen) == most:
+    while ranked and len(chosen) < most:
+        scores = _scores(shapes * left[rows], tables)[0]
+        best = int(np.argmax(scores))
+        if scores[best] < LEAST_Z:
             break
+        said_of: Bools = np.asarray(masks[:, list(ranked[best])].all(axis=1))
+        mask: Bools = np.asarray(said_of & left)
+        said = [names[i] for i in ranked[best]] + ([BESIDE] if (said_of & ~left).any() else [])
+        inner = mask[rows]
+        drop = float(loss[inner].sum() / (inner.sum() if weights is None else weights[rows][inner].sum()))
+        chosen.append((Proposal(conditions=tuple(said), seen=drop), mask))
+        left &= ~mask
     return chosen
 
 
@@ -213,4 +220,4 @@ def confirm(
                 seen=one.seen, drop=drop, confirmed=confirmed,
             )
         )  # fmt: skip
-    return tuple(sorted(found, key=lambda each: (not each.confirmed, -(each.drop.value or 0.0))))
+    return tuple(found)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 
+from truing.tasks.evaluation import beyond
 from truing.tasks.evaluation.gaps import gaps
-from truing.tasks.evaluation.picture import floors, forest, gap_plot
+from truing.tasks.evaluation.picture import bars, floors, forest, found_plot, gap_plot
 from truing.tasks.evaluation.slices import spoken
 from truing.tasks.evaluation.style import STYLE
 from truing.tasks.evaluation.wording import NEXT, SPOKEN, amount, level
@@ -36,7 +37,7 @@ def verdict_html(verdict: Verdict, evaluation: Evaluation, candidate: Candidate,
         f'<p class="said">{escape(_sentence(verdict.reason))}</p><p class="note">{_code(NEXT[verdict.outcome])}</p>',
         _facts(verdict, evaluation, candidate),
     ]
-    asked = [clause for clause in verdict.clauses if clause.against != "absolute"]
+    asked = [clause for clause in verdict.clauses if clause.against != "absolute" and clause.limit > 0.0]
     least = [clause for clause in verdict.clauses if clause.against == "absolute"]
     if asked:
         parts += [
@@ -59,14 +60,79 @@ def verdict_html(verdict: Verdict, evaluation: Evaluation, candidate: Candidate,
             + (f", and the champion's between the same two, {KEY}" if verdict.champion else ", with 95 % intervals.</p>"),
             f'<div class="scroll">{gap_plot(found)}</div>',
         ]
+    parts += _beyond(evaluation)
     parts += [
         "<details open><summary>Why</summary><ol>",
         *(f"<li>{escape(_sentence(clause.reason))}</li>" for clause in verdict.clauses),
         "</ol></details>",
+        "<details open><summary>What it rests on</summary><ul>",
+        *(f"<li>{escape(_sentence(one))}</li>" for one in beyond.evidence(evaluation)),
+        "</ul></details>",
         f'<details><summary>Every slice</summary><div class="scroll">{_table(evaluation.cells)}</div></details>',
         "</main></body></html>",
     ]
     return "\n".join(parts)
+
+
+def _beyond(evaluation: Evaluation) -> list[str]:
+    """Slices found, disparities, rankings, counterfactuals and what the candidate goes by; only what was measured."""
+    parts: list[str] = []
+    if evaluation.worst:
+        parts += [
+            "<h2>Where it loses most</h2>",
+            "<p class='note'>Slices that nobody named: found on one half of the people, tested on the other, from which these "
+            "numbers are. Left ends hold for all of them together; right of “no change” the loss is confirmed.</p>",
+            f'<div class="scroll">{found_plot(evaluation.worst)}</div>',
+        ]
+    unequal, ranks, swapped = beyond.disparities(evaluation), beyond.rankings(evaluation), beyond.swaps(evaluation)
+    if unequal:
+        parts += [
+            "<h2>All groups of an attribute at once</h2>",
+            "<p class='note'>In points, ratios as they are. Intervals hold although the extremes were picked after looking. "
+            "A change above 0 is worse.</p>",
+            _plain(("attribute", "between all its groups", "champion", "candidate", "change"), unequal, words=2),
+        ]
+    if ranks:
+        parts += [
+            "<h2>Ranking and calibration</h2>",
+            "<p class='note'>AUROC: how often a positive scores above a negative, per hundred pairs. ECE: how far "
+            "probabilities are off on average, in points, with what noise adds taken out.</p>",
+            _plain(("slice", "AUROC champion", "candidate", "drop", "ECE champion", "candidate"), ranks),
+        ]
+    if swapped:
+        parts += [
+            "<h2>Had the person been another</h2>",
+            "<p class='note'>The same rows asked again with only the protected column (and what goes with it) swapped.</p>",
+            _plain(("swapped", "what is seen", "how much"), swapped, words=2),
+        ]
+    if evaluation.importance:
+        far = evaluation.importance_shift
+        parts += [
+            "<h2>What it goes by</h2>",
+            "<p class='note'>Share of each input in what the answers depend on (permutation importance)"
+            + ("" if far is None else f"; {far:.0%} of it has moved to other inputs since its parent")
+            + ".</p>",
+            f'<div class="scroll">{bars(beyond.weights(evaluation))}</div>',
+        ]
+    moved = beyond.moved_inputs(evaluation)
+    if moved:
+        parts.append(f"<p class='note'>Inputs are distributed otherwise than in training: {escape(moved)}.</p>")
+    return parts
+
+
+def _plain(head: Sequence[str], lines: Sequence[Sequence[str]], *, words: int = 1) -> str:
+    """A table whose first `words` columns are words and the others numbers; a word is not said twice in a row."""
+    marks = ['class="text"' if i < words else "" for i in range(len(head))]
+    parts = ['<div class="scroll"><table><thead><tr>']
+    parts += [f"<th {mark}>{escape(name)}</th>".replace(" >", ">") for mark, name in zip(marks, head, strict=True)]
+    parts.append("</tr></thead><tbody>")
+    before = ""
+    for line in lines:
+        texts = ["" if i == 0 and text == before else text for i, text in enumerate(line)]
+        before = line[0]
+        cells = [f"<td {mark}>{escape(text)}</td>".replace(" >", ">") for mark, text in zip(marks, texts, strict=True)]
+        parts.append(f"<tr>{''.join(cells)}</tr>")
+    return "".join([*parts, "</tbody></table></div>"])
 
 
 def _word(verdict: Verdict) -> str:
@@ -90,6 +156,7 @@ def _facts(verdict: Verdict, evaluation: Evaluation, candidate: Candidate) -> st
         ("coverage", f"{evaluation.coverage:.1%}"),
         ("answers changed", f"{evaluation.flips:.1%}"),
         ("newly wrong", "–" if lost is None else f"{lost:.1%}"),
+        *beyond.facts(evaluation).items(),
         ("look", f"{evaluation.look}"),
         ("learned from", f"{candidate.rows:,} samples" if candidate.rows else "–"),
         ("learner", candidate.origin),

@@ -13,12 +13,12 @@ from html import escape
 from truing.tasks.evaluation.gaps import Gap
 from truing.tasks.evaluation.slices import spoken
 from truing.tasks.evaluation.wording import AGAINST, SPOKEN, amount, bounds, points
-from truing.tasks.records import Clause, Estimate
+from truing.tasks.records import Clause, Estimate, Found
 
 WIDTH, ROW, TOP = 960, 40, 46
 GROUP = 34  # room above the watched clauses
 LEFT, RIGHT = 290, 640  # the plotting area, in pixels
-COLUMNS = (712, 846, 902)  # right edges of the numbers
+COLUMNS = (720, 846, 902)  # right edges of the numbers
 
 
 class Axis:
@@ -184,6 +184,55 @@ def gap_plot(gaps: Sequence[Gap]) -> str:
         said = points(one.change, signed=True) if paired else points(one.candidate)
         parts.append(_text(WIDTH, y + 4, said, "number strong", "end"))
     return _svg(bottom + 24, "Gaps between groups for champion and candidate", parts)
+
+
+def found_plot(found: Sequence[Found]) -> str:
+    """Slices found by themselves: the drop in accuracy on the rows held back, with its bounds, in points."""
+    ends = [v for one in found for v in (one.drop.low, one.drop.high) if v is not None]
+    reach = max([abs(v) for v in ends] or [0.05])
+    step = next(size for size in (0.02, 0.05, 0.1, 0.2) if reach <= 6 * size or size == 0.2)
+    low = min(-step, max(-4 * step, step * math.floor(min(ends, default=0.0) / step)))
+    axis = Axis(low, max(step, min(6 * step, step * math.ceil(max(ends, default=step) / step))))
+    bottom = TOP + ROW * len(found)
+    parts = _heads("drop", "between", "rows")
+    for k in range(round(axis.low / step), round(axis.high / step) + 1):
+        parts.append(_line(axis.x(k * step), TOP - 10, axis.x(k * step), bottom, "axis" if k == 0 else "grid"))
+        label = "no change" if k == 0 else amount(k * step, "tpr").removesuffix(".0")
+        parts.append(_text(axis.x(k * step), bottom + 16, label, "small", "middle"))
+    for i, one in enumerate(found):
+        y, drop = TOP + ROW * (i + 0.5), one.drop
+        kind = "block" if one.confirmed else "before"
+        parts.append(_text(0, y - 1, _fitting(" and ".join(one.conditions)), "name" if one.confirmed else "name light"))
+        parts.append(_text(0, y + 14, f"{one.share:.1%} of the rows, {amount(one.seen, 'tpr')} where it was found", "small"))
+        texts = ["–", "–", f"{one.n:,}"]
+        if drop.value is not None and drop.low is not None and drop.high is not None:
+            parts += _whisker(axis, drop.low, drop.high, y, kind)
+            parts.append(f'<circle cx="{axis.x(drop.value)}" cy="{y}" r="5.5" class="dot {kind}"/>')
+            between = f"{amount(drop.low, 'tpr')} to {amount(drop.high, 'tpr')}"
+            texts = [amount(drop.value, "tpr", signed=True), between, f"{one.n:,}"]
+        for x, text, form in zip(COLUMNS, texts, ("number strong", "number", "number"), strict=False):
+            parts.append(_text(x, y + 4, text, form, "end"))
+        word = ("holds", "outcome block") if one.confirmed else ("open", "outcome")
+        parts.append(_text(WIDTH, y + 4, *word, "end"))
+    parts.append(_text(RIGHT, bottom + 34, "points of accuracy lost →", "small", "end"))
+    return _svg(bottom + 42, "Slices in which the candidate loses most, with bounds", parts)
+
+
+def _fitting(text: str) -> str:
+    return text if len(text) <= 44 else text[:43] + "…"
+
+
+def bars(weights: Sequence[tuple[str, float]]) -> str:
+    """Shares (0..1) as horizontal bars, the largest first."""
+    row, most = 24, max([share for _, share in weights] or [1.0])
+    parts = []
+    for i, (name, share) in enumerate(weights):
+        y = row * i + row / 2
+        width = round((RIGHT - LEFT) * share / most, 1)
+        parts.append(_text(0, y + 4, _fitting(name)))
+        parts.append(f'<rect x="{LEFT}" y="{y - 7}" width="{width}" height="14" rx="2" class="bar"/>')
+        parts.append(_text(LEFT + width + 8, y + 4, f"{share:.0%}", "number"))
+    return _svg(row * len(weights) + 4, "What the candidate goes by, by share of importance", parts)
 
 
 def _short(one: Estimate) -> str:

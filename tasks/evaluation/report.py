@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+from truing.tasks.evaluation import beyond
 from truing.tasks.evaluation.gaps import Gap, gaps
 from truing.tasks.evaluation.page import verdict_html
 from truing.tasks.evaluation.slices import spoken
-from truing.tasks.evaluation.wording import AGAINST, NEXT, SPOKEN, amount, bounds, points, unit
+from truing.tasks.evaluation.wording import AGAINST, NEXT, SPOKEN, amount, bounds, found, points, unit
 from truing.tasks.problem import Problem
 from truing.tasks.records import Candidate, Clause, Evaluation, Verdict
 
@@ -28,21 +29,41 @@ def describe(verdict: Verdict, evaluation: Evaluation, candidate: Candidate, pro
         f"together) and own upper bound. {evaluation.n:,} holdout rows judged ({evaluation.coverage:.0%} of those due), "
         f"look {evaluation.look}; {evaluation.flips:.1%} of the answers differ.",
     ]
-    found = gaps(evaluation)
-    if found:
+    between = gaps(evaluation)
+    if between:
         lines += [
             "",
             "| Gap | Between | Champion | Candidate | Change |\n|---|---|---:|---:|---:|\n"
             + "\n".join(
                 f"| {one.group}: {SPOKEN[one.metric]} | {_cell(one.highest)} over {_cell(one.lowest)} "
                 f"| {points(one.champion)} | {points(one.candidate)} | {points(one.change, signed=True)} |"
-                for one in found
+                for one in between
             ),
             "",
             "In points, with 95 % intervals; a change above 0 widens the gap.",
         ]
+    lines += _beyond(evaluation)
     lines += ["", origin(verdict, candidate)]
     return "\n".join(lines)
+
+
+def _beyond(evaluation: Evaluation) -> list[str]:
+    """What is told besides clauses and gaps, shortly: the page has it all."""
+    said = [f"{found(one)}." for one in evaluation.worst if one.confirmed]
+    lines = ["", "Where it loses most: " + _cell(" ".join(said))] if said else []
+    unequal = [line for line in beyond.disparities(evaluation) if line[-1] != "–" or "÷" not in line[1]]
+    if unequal:
+        lines += [
+            "",
+            "| Of | Between all groups | Champion | Candidate | Change |\n|---|---|---:|---:|---:|\n"
+            + "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in unequal),
+        ]
+    said = [f"{name} {much}" for name, what, much in beyond.swaps(evaluation) if what.startswith("answers")]
+    if said:
+        lines += ["", f"Answers that turn when only the attribute is swapped, per hundred: {_cell('; '.join(said))}."]
+    if evaluation.importance_shift is not None:
+        lines += ["", f"{evaluation.importance_shift:.0%} of what it goes by has moved to other inputs since its parent."]
+    return lines
 
 
 def origin(verdict: Verdict, candidate: Candidate) -> str:
@@ -79,6 +100,12 @@ def indicators(evaluation: Evaluation, verdict: Verdict) -> dict[str, str]:
         )
     for one in gaps(evaluation):
         lines[f"{slug(one.group)}.{one.metric}"] = _gap_line(one)
+    for key, value in evaluation.indicators.items():
+        name, _, rest = key.partition(":")
+        if key.startswith("auroc:all:") or (name.endswith("_difference") and rest.endswith((":candidate", ":change"))):
+            lines[f"{name}.{slug(rest)}"] = points(value)
+    lines |= {f"found.{i + 1}": found(one) for i, one in enumerate(evaluation.worst) if one.confirmed}
+    lines |= {f"counterfactual.{slug(key)}": points(value) for key, value in evaluation.counterfactual.items()}
     return lines
 
 

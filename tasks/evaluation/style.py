@@ -43,6 +43,7 @@ svg .name { font-weight: 600 }
 svg .light { font-weight: 400 }
 svg .strong { font-weight: 600; fill: var(--ink) }
 svg .number { font-variant-numeric: tabular-nums }
+svg .bar { fill: var(--after) }
 svg .axis { stroke: var(--soft) }
 svg .grid, svg .rule { stroke: var(--line) }
 svg .beyond { fill: var(--beyond) }
@@ -65,6 +66,8 @@ th, td { padding: 5px 10px 5px 0; text-align: right; border-bottom: 1px solid va
 th:first-child, td:first-child { text-align: left }
 th { color: var(--soft); font-weight: 500 }
 td.first { font-weight: 600 }
+th.text, td.text { text-align: left }
+ul { padding-left: 20px }
 summary { cursor: pointer }
 ol { padding-left: 20px }
 li { margin: 3px 0 }
