@@ -8,7 +8,7 @@ the version is judged again on what they say.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from truing.flows.loop import Offices
     from truing.tasks.evaluation.answers import Answers
-    from truing.tasks.events.lake import Vault
+    from truing.tasks.events.lake import Lake, Vault
 
 
 def folder(desk: Path) -> Path:
@@ -81,6 +81,35 @@ def aim(
     )
     keep_plan(folder(desk), plan, offices.gate)
     return plan
+
+
+def leak(rows: pl.DataFrame, lake: Lake, problem: Problem) -> str | None:
+    """Why what judges may also have taught, by content; None where alikeness is no more than that of the validation rows."""
+    from truing.tasks.evaluation.evidence import leaks
+    from truing.tasks.records import Split
+
+    known = lake.read("rows", ["content", "split", "subject"], _of(problem)).unique(
+        "subject", keep="first", maintain_order=True
+    )
+    judging = rows.unique("subject", keep="first", maintain_order=True)
+
+    def inputs(frame: pl.DataFrame) -> list[dict[str, Any]]:
+        return [msgspec.json.decode(content) for content in frame["content"].drop_nulls().to_list()]
+
+    aside = known["split"] == str(Split.VALIDATION)
+    found = leaks(inputs(judging), inputs(known.filter(~aside)), inputs(known.filter(aside)))
+    if not found.suspicious:
+        return None
+    return (
+        f"{found.content:.1%} of the holdout's subjects have inputs that also teach ({found.near:.1%} nearly so); among "
+        f"validation subjects, split off by the same hash, it is {found.content_validation:.1%} ({found.near_validation:.1%})"
+    )
+
+
+def _of(problem: Problem) -> pl.Expr:
+    import polars as pl
+
+    return pl.col("problem") == problem.name
 
 
 def _stratum(groups: str | None, names: tuple[str, ...]) -> str:

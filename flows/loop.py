@@ -208,7 +208,7 @@ def decide(
     by the audit. `seen` is the version as MLflow shows it; only what its candidate says of itself is taken from there. What the
     verdict follows from is kept below `desk` before it is booked (`evaluation.kept`), so that anybody can make it again.
     """
-    from truing.flows.audits import aim, evidence_on
+    from truing.flows.audits import aim, evidence_on, leak
     from truing.tasks.evaluation.answers import ask, rows_digest
     from truing.tasks.evaluation.beside import mended
     from truing.tasks.evaluation.kept import Decision, pack, store, unpack
@@ -251,6 +251,11 @@ def decide(
         parent = Model.from_files(held(registry, name, parents[candidate.parent], candidate.parent))
 
     rows = vault.holdout(name, now=now, matured=False)
+    doubt = leak(rows, lake, problem)
+    if doubt:
+        raise Refused(
+            Refusal(code="evidence.alike", reason=doubt, remedy="find who is known under two names, and erase one of them")
+        )
     judging = rows_digest(rows, problem, now=now)
     known = read_ledger(ledger)
     look = look_at(known, payload, judging)

@@ -181,11 +181,12 @@ def test_a_leak_is_more_than_coincidence() -> None:
 
     teaching, validation, judging = people(1000), people(500), people(500)
     honest = leaks(judging, teaching, validation)
-    assert honest.content > 0.01 and not honest.suspicious  # people are alike without being the same
-    copied = leaks(judging[:400] + teaching[:100], teaching, validation)
-    assert copied.suspicious and copied.content > honest.content
-    blurred = [one | {"work": f" {one['work'].upper()}  "} for one in teaching[:150]]
-    assert leaks(judging[:350] + blurred, teaching, validation).near > honest.near
+    assert 0.04 < honest.content < 0.15 and not honest.suspicious  # people are alike without being the same
+    copied = leaks(judging[:250] + teaching[:250], teaching, validation)  # half of them loaded again under other names
+    assert copied.suspicious and copied.content > 0.5
+    blurred = [one | {"work": f" {one['work'].upper()}  "} for one in teaching[:250]]
+    spelled = leaks(judging[:250] + blurred, teaching, validation)
+    assert spelled.suspicious and spelled.near > 0.5 > spelled.content
     assert leaks(judging, teaching, validation, subjects=1).suspicious
 
 

@@ -109,7 +109,8 @@ def test_a_word_passes_the_door_and_labels_its_row(problem: Problem) -> None:
     assert told.identity == twice.identity  # the first word stands
     asked = encode_event(
         "prediction", problem=known.name, source="gateway", time=50.0,
-        data={"inputs": INPUTS, "propensity": 0.1, "audit": True}, id="prediction:p1", prediction_id="p1", actor_kind="source", source_key=b"w" * 32,
+        data={"inputs": INPUTS, "propensity": 0.1, "audit": True}, id="prediction:p1", prediction_id="p1",
+        actor_kind="source", source_key=b"w" * 32,
     )  # fmt: skip
     lines = []
     for offset, value in enumerate((asked[1], sent[0][1])):

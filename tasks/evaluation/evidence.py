@@ -13,7 +13,7 @@ An evidence record names all this by row id; `compare` lines it up with the answ
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -182,20 +182,20 @@ class Leaks(Record, frozen=True):
     near: float
     content_validation: float
     near_validation: float
-    suspicious: bool  # exceeds the coincidence among validation rows at 1 in 1,000, and 1 % of the rows
+    suspicious: bool  # a share beyond doubt (1 in 1,000) above twice that of the validation rows, and above 1 %
 
 
 def leaks(
-    judging: list[Mapping[str, Any]],
-    teaching: list[Mapping[str, Any]],
-    validation: list[Mapping[str, Any]],
+    judging: Sequence[Mapping[str, Any]],
+    teaching: Sequence[Mapping[str, Any]],
+    validation: Sequence[Mapping[str, Any]],
     *,
     subjects: int = 0,
 ) -> Leaks:
     """Compare inputs before anything is scored. `subjects` is how many subjects stand on both sides."""
     known = {exactly(one) for one in teaching}, {nearly(one) for one in teaching}
 
-    def share(rows: list[Mapping[str, Any]], which: int) -> float:
+    def share(rows: Sequence[Mapping[str, Any]], which: int) -> float:
         form = (exactly, nearly)[which]
         return sum(form(one) in known[which] for one in rows) / len(rows) if rows else 0.0
 
@@ -205,7 +205,7 @@ def leaks(
         if here <= max(0.01, there) or not validation:
             continue
         usual = clopper_pearson(round(there * len(validation)), len(validation), 0.001)[1]
-        suspicious |= binomial_tail(round(here * len(judging)), len(judging), usual) < 0.001
+        suspicious |= binomial_tail(round(here * len(judging)), len(judging), min(2.0 * usual, 1.0)) < 0.001
     return Leaks(
         subjects=subjects, content=found[0], near=found[1], content_validation=found[2], near_validation=found[3],
         suspicious=suspicious or subjects > 0,

@@ -1,6 +1,6 @@
 """Who gives feedback is not drawn by chance. Does the gate notice, and how much of an audit does it take to decide rightly?
 
-Eight groups (`eight_groups`), base rate 50 %, churn 10 %, 100,000 rows that both models answered. Outcomes come by themselves
+Eight groups (`eight_groups`), base rate 50 %, churn 10 %, 150,000 rows that both models answered. Outcomes come by themselves
 only
 
     complaints   where the champion was wrong: a candidate can only look better there, so harm passes
@@ -8,8 +8,8 @@ only
 
 The naive gate judges on the rows that have a label, each counted once. Ours takes them for what they are, adds a blind audit of
 a random share of the traffic (`evidence.gather`), and decides by the same `judge()`. `plan` is ours with as many labels as an
-audit of 5 %, drawn where the models disagree. A decision is wrong when a candidate with a true drop of 10 points in TPR of the
-12 % group passes, or an equal one is blocked; `inconclusive` is not wrong, only slow.
+audit of 3.3 %, most of them where the models disagree. A decision is wrong when a candidate with a true drop of 10 points in
+TPR of the 12 % group passes, or an equal one is blocked; `inconclusive` is not wrong, only slow.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from truing.tasks.evaluation.scores import Scores
 from truing.tasks.records import Evaluation, Outcome
 from truing.tasks.seal import digest
 
-POOL, BASE, CHURN, HARM = 100_000, 0.50, 0.10, 0.10
+POOL, BASE, CHURN, HARM = 150_000, 0.50, 0.10, 0.10
 LABELS = 5000  # of the plan
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05)
 WAYS = ("complaints", "accepted")
@@ -118,7 +118,7 @@ def right(outcome: Outcome, harmed: bool) -> bool:
 
 
 def measure(arguments: argparse.Namespace) -> Measured:
-    repeats, shares = (1, (0.0, 0.05)) if arguments.quick else (20, (0.0, *SHARES))
+    repeats, shares = (1, (0.0, 0.05)) if arguments.quick else (12, (0.0, *SHARES))
     rng = np.random.default_rng(4)
     tables = {False: probabilities(BASE, CHURN), True: probabilities(BASE, CHURN, (Harm(HARMED, "tpr", HARM),))}
     said: dict[tuple[str, str, float], list[tuple[Outcome, bool]]] = {}
