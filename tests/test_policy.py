@@ -20,7 +20,7 @@ from ports import free_ports
 from test_gate import NOW, RULES, Reader, clause, rows, weigh
 
 from truing.flows.cli.main import parser
-from truing.flows.cli.policy_check import check_policy
+from truing.flows.cli.policy_check import Worry, check_policy, worries
 from truing.infra.keys import Keyring
 from truing.infra.settings import Ports, Settings
 from truing.tasks.errors import ProblemError
@@ -297,3 +297,22 @@ def test_the_verb_knows_acceptance_past_verdicts_and_clauses_out_of_reach(
     assert json.loads(capsys.readouterr().out)["past"][0]["how"] == "nothing at hand"
     fatal = [one for one in told["worries"] if one["fatal"]]
     assert [one["clause"] for one in fatal] == ["women's TPR"] and "rows are needed" in fatal[0]["text"]
+
+
+def test_a_targeted_audit_decides_in_time_if_budget_and_looks_allow_it() -> None:
+    """Five outcomes in a hundred come by themselves: random labels take years, aimed ones weeks."""
+    traffic = Traffic(holdout=3000.0, labelled=0.05, judging=4000, pool=80_000)
+    rule = clause("tpr", "sex=Female", limit=0.02, exit="targeted")
+
+    def told(budget: int, looks: int) -> list[Worry]:
+        policy = msgspec.structs.replace(
+            RULES, clause=(rule,), audit=Audit(budget=budget), evidence=Evidence(min_rows=1000, max_looks=looks)
+        )
+        found = needs(policy, [], traffic, shares={"sex=Female": (0.3, 0.25)}, churn=0.1)
+        assert found[0].days and found[0].days > 365 and found[0].pool_days is not None and found[0].pool_days < 90
+        return worries(found, policy, traffic, 90.0)
+
+    assert [one.fatal for one in told(40_000, 2)] == [False]
+    small, once = told(4000, 2), told(40_000, 1)
+    assert small[0].fatal and "(audit.budget is 4,000)" in small[0].text
+    assert any(one.fatal for one in once) and "second look" in once[0].text

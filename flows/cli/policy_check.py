@@ -63,7 +63,7 @@ def check_policy(args: argparse.Namespace, settings: Settings) -> int:
     anchored = past is not None and past.docket.anchor is not None
     found = needs(policy, judged, traffic, shares=shares, churn=args.churn, anchored=anchored)
     tried = _rehearsed(settings, past, policy, again=args.again)
-    worries = _worries(found, policy, traffic, within)
+    minded = worries(found, policy, traffic, within)
     accepted, standing = _accepted(past, policy)
     said = [(one.name, clause_words(one, policy)) for one in policy.clause]
     said += [(one.name, floor_words(one)) for one in policy.absolute]
@@ -78,7 +78,7 @@ def check_policy(args: argparse.Namespace, settings: Settings) -> int:
         "traffic": msgspec.to_builtins(traffic),
         "within_days": within,
         "needs": [msgspec.to_builtins(one) for one in found],
-        "worries": [{"clause": one.name, "text": one.text, "fatal": one.fatal} for one in worries],
+        "worries": [{"clause": one.name, "text": one.text, "fatal": one.fatal} for one in minded],
         "past": [msgspec.to_builtins(one) | {"changes": one.changes} for one in tried],
         "unread": unread,
     }
@@ -89,14 +89,14 @@ def check_policy(args: argparse.Namespace, settings: Settings) -> int:
             "\n".join(f"  {line}" for line in data["rules"]),
             "\n".join(f"  {name}: {words}." for name, words in said),
             cost(found, traffic, churn),
-            "\n".join(f"{'not decidable' if one.fatal else 'mind'}: {one.name}: {one.text}" for one in worries),
+            "\n".join(f"{'not decidable' if one.fatal else 'mind'}: {one.name}: {one.text}" for one in minded),
             before(tried),
             "\n".join(unread),
         )
         if part
     )
     result(data, text, as_json=args.json)
-    return 1 if any(one.fatal for one in worries) else 0
+    return 1 if any(one.fatal for one in minded) else 0
 
 
 # --- what is known ------------------------------------------------------------------------------------------------------------
@@ -193,47 +193,60 @@ def _anew(settings: Settings, verdict: Verdict, policy: Policy) -> Verdict | Non
 # --- what to mind -------------------------------------------------------------------------------------------------------------
 
 
-def _worries(found: list[Need], policy: Policy, traffic: Traffic, within: float) -> list[Worry]:
-    worries = []
+def worries(found: list[Need], policy: Policy, traffic: Traffic, within: float) -> list[Worry]:
+    said = _exits(policy)
     for one in found:
         name = one.name if one.against == "champion" else f"{one.name} (anchor)"
         if one.note.startswith("counts as points"):
-            worries.append(Worry(name, f"the relative limit {one.note}"))
+            said.append(Worry(name, f"the relative limit {one.note}"))
         if one.rows is None:
             if one.deciding and one.seen.share == 0.0 and traffic.judging >= ENOUGH:
-                worries.append(Worry(name, f"none of {traffic.judging:,} judging rows is in {one.slice}", fatal=True))
+                said.append(Worry(name, f"none of {traffic.judging:,} judging rows is in {one.slice}", fatal=True))
             continue
         if one.deciding and one.days is not None and one.days > within:
-            worries.append(Worry(name, _late(one, policy, within), fatal=not _aimed_in_time(one, policy, within)))
+            said.append(Worry(name, _late(one, policy, within), fatal=not _aimed_in_time(one, policy, within)))
         elif one.deciding and one.days is None and one.rows is not None:
-            worries.append(
+            said.append(
                 Worry(name, f"about {about(one.rows)} rows are needed, {traffic.judging:,} are there, and none come in")
             )
         elif not one.deciding and one.against == "champion" and one.harm is not None and one.harm < UNLIKELY:
             what = f"on the {one.there:,} rows there, twice the limit would be blocked in {one.harm:.0%} only"
-            worries.append(Worry(name, f"watched and too small: {what}"))
-        if one.exit == "targeted" and one.labels is not None and one.labels > policy.audit.budget:
-            worries.append(
+            said.append(Worry(name, f"watched and too small: {what}"))
+        if one.deciding and one.exit == "targeted" and one.labels is not None and one.labels > policy.audit.budget:
+            said.append(
                 Worry(name, f"its targeted audit needs about {about(one.labels)} labels, the budget is {policy.audit.budget:,}")
             )
-    return worries
+    return said
 
 
 def _late(one: Need, policy: Policy, within: float) -> str:
     text = f"about {about(one.rows or 0)} rows are needed, {one.days:,.0f} days at the present traffic, more than {within:,.0f}"
     if one.labels and one.pool_days is not None and one.pool_days <= within:
         text += f"; a targeted audit of about {about(one.labels)} labels would do after {one.pool_days:,.0f} days"
-        if one.exit != "targeted":
-            text += ' (exit = "targeted")'
+        if one.labels > policy.audit.budget:
+            text += f" (audit.budget is {policy.audit.budget:,})"
     return text
 
 
 def _aimed_in_time(one: Need, policy: Policy, within: float) -> bool:
-    """Its exit is a targeted audit that the budget and the traffic allow."""
+    """A targeted audit that budget, looks and traffic allow decides it."""
     return (
-        one.exit == "targeted"
+        policy.evidence.max_looks > 1
         and one.labels is not None
         and one.labels <= policy.audit.budget
         and one.pool_days is not None
         and one.pool_days <= within
     )
+
+
+def _exits(policy: Policy) -> list[Worry]:
+    """Exits that lead nowhere as things are."""
+    worries = []
+    if policy.audit.budget and policy.evidence.max_looks < 2:
+        worries.append(
+            Worry("audit.budget", "a targeted audit is a second look, and evidence.max_looks = 1 pays for one; set 2")
+        )
+    for one in policy.clause:
+        if one.exit == "canary":
+            worries.append(Worry(one.name, 'exit = "canary", but no canary runs here yet: until then it waits'))
+    return worries
