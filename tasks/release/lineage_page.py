@@ -33,6 +33,7 @@ td.text, th.text { text-align: left; white-space: normal; min-width: 15em }
 details { border-top: 1px solid var(--line); padding: 6px 0 }
 details summary { font-size: 15px; margin: 2px 0 }
 details p, details table { margin-left: 20px; width: auto }
+details table { margin-bottom: 16px }
 """
 
 
@@ -63,7 +64,8 @@ def family_html(family: Family, *, now: float) -> str:
 <style>{STYLE}{MORE}</style></head><body><main class="wide">
 {body}
 <p class="note">As of {time.strftime(WHEN, time.gmtime(now))} UTC. Registrations, decisions and releases are from the registry's
-signed audit and the steward's book, numbers from the evaluations that the signed verdicts bind.</p>
+signed audit and the steward's book, numbers from the evaluations that the signed verdicts bind. What is in a dataset, and whose
+labels, is as the lake says, where the trainer writes.</p>
 </main></body></html>
 """
 
@@ -207,7 +209,8 @@ def _taught(one: Member) -> str:
     taught = one.taught
     kept = ", ".join(f"{escape(name)} {count:,}" for name, count in sorted(taught.by_reason.items(), key=lambda each: -each[1]))
     groups = ", ".join(f"{escape(name)} {count:,}" for name, count in taught.by_group.items())
-    raters = ", ".join(f"<code>{escape(name[:12])}</code> {share:.1%}" for name, share in list(taught.raters.items())[:5])
+    most = sorted(taught.raters.items(), key=lambda each: -each[1])[:5]
+    raters = ", ".join(f"<code>{escape(name[:12])}</code> {share:.1%}" for name, share in most)
     versions = ", ".join(f"{escape(name)} at version {number}" for name, number in taught.tables.items())
     return (
         f"<p>Dataset <code>{escape(taught.digest[:12])}</code>: {taught.samples:,} samples of {versions}.<br>"
