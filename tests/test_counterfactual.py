@@ -14,7 +14,7 @@ import pytest
 from truing.tasks.errors import ProblemError
 from truing.tasks.evaluation.counterfactual import table_effects, text_effects
 from truing.tasks.evaluation.importance import importance, permuted, shift
-from truing.tasks.evaluation.probing import probe
+from truing.tasks.evaluation.probing import Units, probe, scored
 from truing.tasks.kinds.model import Model
 from truing.tasks.kinds.swaps import Terms, fill, table_swaps
 from truing.tasks.kinds.tabular import Tabular
@@ -248,6 +248,18 @@ def test_probing_says_what_candidate_and_parent_lean_on_and_is_the_same_again(pr
     assert alone.importance_shift is None and alone.counterfactual["flip:age"].value == 0.0
     empty = probe(rows.clear(), problem, candidate=old, parent=None, seed=3, now=100.0)
     assert empty.importance == {} and empty.counterfactual == {}
+
+
+def test_asking_models_of_one_encoder_together_changes_no_answer(
+    problem: Problem, adult: list[dict[str, Any]], models: list[Model]
+) -> None:
+    people = [{name: one[name] for name in problem.inputs if one.get(name) is not None} for one in adult[300:500]]
+    units = Units()
+    for model in models:
+        together, alone = scored(model, problem, units)(people), scored(model, problem)(people)
+        np.testing.assert_array_equal(together[0], alone[0])
+        np.testing.assert_array_equal(together[1], alone[1])
+    assert scored(models[0], problem, units)(people[:7])[0].shape == (7,)
 
 
 def test_rows_that_may_not_judge_are_not_asked(problem: Problem) -> None:

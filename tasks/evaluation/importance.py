@@ -42,7 +42,8 @@ def importance(
     rng = np.random.default_rng(seed)
     if not len(inputs):
         return {name: {} for name in scores}
-    before = {name: _brier(score, list(inputs), positive) for name, score in scores.items()}
+    plain = list(inputs)
+    before = {name: _brier(score, plain, positive) for name, score in scores.items()}
     losses: dict[str, dict[str, float]] = {name: {} for name in scores}
     for column in columns:
         rows = permuted(inputs, column, rng.permutation(len(inputs)))

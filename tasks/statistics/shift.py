@@ -36,10 +36,11 @@ def _binned(reference: Sequence[Any], current: Sequence[Any], bins: int) -> tupl
     if seen and all(isinstance(v, int | float) and not isinstance(v, bool) for v in seen):
         edges = np.unique(np.quantile(np.array(seen, dtype=float), np.linspace(0, 1, bins + 1)[1:-1]))
         size = len(edges) + 2
-        both = [
-            np.array([size - 1 if v is None else int(np.searchsorted(edges, float(v), side="right")) for v in side])
-            for side in (reference, current)
-        ]
+        both = []
+        for side in (reference, current):
+            missing = np.array([v is None for v in side], dtype=bool)
+            codes = np.searchsorted(edges, np.array([0.0 if v is None else float(v) for v in side]), side="right")
+            both.append(np.where(missing, size - 1, codes))
     else:
         names = {v: i for i, v in enumerate(sorted({str(v) for v in [*reference, *current]}))}
         size = len(names)
