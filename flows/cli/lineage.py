@@ -171,7 +171,7 @@ def _learner(one: Member) -> str | None:
 def _row(one: Member, found: Family) -> tuple[Any, ...]:
     from truing.tasks.evaluation.wording import amount
     from truing.tasks.release.lineage import SERVES
-    from truing.tasks.release.lineage_picture import interval
+    from truing.tasks.release.lineage_axis import interval
 
     gap = one.gap(found.wanted)
     changes = (gap.against_parent.value, gap.against_anchor.value) if gap else (None, None)

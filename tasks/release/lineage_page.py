@@ -9,7 +9,8 @@ from html import escape
 from truing.tasks.evaluation.style import STYLE
 from truing.tasks.evaluation.wording import SPOKEN, amount
 from truing.tasks.release.lineage import BLOCKED, SERVES, Family, Member, Served
-from truing.tasks.release.lineage_picture import family_svg, interval
+from truing.tasks.release.lineage_axis import interval
+from truing.tasks.release.lineage_picture import family_svg
 from truing.tasks.release.lineage_strip import strip_svg
 
 WHEN = "%Y-%m-%d %H:%M"

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from truing.tasks.evaluation.wording import SPOKEN, amount
-from truing.tasks.records import Estimate
+from truing.tasks.evaluation.wording import amount
 from truing.tasks.release.disparity import Disparity
 from truing.tasks.release.lineage import BLOCKED, OPEN, PASSED, RELEASED, SERVES, Family, Member
+from truing.tasks.release.lineage_axis import LEFT, TOP, WIDTH, Scale, cut, grid, interval, text
 
-WIDTH, TOP, LANE = 1120, 72, 20
-LEFT, RIGHT = 654, 896  # where gaps are drawn
+LANE = 20
 NAME, SAID = 112, 276  # x of a version's name, and of what became of it
 WIDE, NARROW = 8.3, 6.7  # pixels a letter takes at most, bold and small
 MAIN = 30  # x of the main line
@@ -54,11 +53,11 @@ def family_svg(family: Family, *, style: str = "") -> str:
     gaps = [gap for one in places if one.member and (gap := one.member.gap(family.wanted))]
     axis = Scale.of([gap.gap for gap in gaps])
     height = (places[-1].y + places[-1].height / 2 if places else TOP) + 34
-    parts = [*_grid(axis, height - 30, gaps, family.wanted), *_edges(family, places)]
+    parts = [*grid(axis, height - 30, gaps, family.wanted), *_edges(family, places)]
     for place in places:
         parts += _folded(place) if place.member is None else _line(place, place.member, family, axis)
     if not places:
-        parts.append(_text(MAIN, TOP + 20, "no version yet", "small"))
+        parts.append(text(MAIN, TOP + 20, "no version yet", "small"))
     head = f"<style>{style}</style>" if style else ""
     size = f'xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:g}" ' if style else ""
     title = escape(f"{family.problem}: versions, releases and the gap between groups")
@@ -136,27 +135,27 @@ def _line(place: Place, one: Member, family: Family, axis: Scale) -> list[str]:
     y = place.y
     up, down = (y - 3, y + 13) if roomy else (y + 4, None)
     parts = [f"<g><title>{escape(_tip(one))}</title>", *_mark(one, place)]
-    parts.append(_text(NAME, up, f"v{one.version}", "name"))
+    parts.append(text(NAME, up, f"v{one.version}", "name"))
     kind = CLASS.get(one.state, "")
     word = _word(one)
     at = float(SAID if roomy else NAME + 76)
-    parts.append(_text(at, up, word, f"outcome {kind}"))
+    parts.append(text(at, up, word, f"outcome {kind}"))
     if one.anchor and roomy:
-        parts.append(_text(NAME + 20 + WIDE * len(one.version), up, "anchor", "badge"))
+        parts.append(text(NAME + 20 + WIDE * len(one.version), up, "anchor", "badge"))
     if down is not None:
         learner = f"repairs v{one.repairs}" if one.repairs else f"{one.origin} learner" if one.origin else ""
         origin = " · ".join(filter(None, (learner, f"{one.rows:,} rows" if one.rows else "")))
-        parts.append(_text(NAME, down, origin or "–", "small"))
-        parts.append(_text(SAID, down, _cut(_why(one), int((LEFT - 20 - SAID) / NARROW)), "small"))
+        parts.append(text(NAME, down, origin or "–", "small"))
+        parts.append(text(SAID, down, cut(_why(one), int((LEFT - 20 - SAID) / NARROW)), "small"))
     else:
         at += WIDE * len(word) + 12
         why = ("anchor · " if one.anchor else "") + _why(one)
-        parts.append(_text(at, up, _cut(why, max(4, int((LEFT - 20 - at) / NARROW))), "small"))
+        parts.append(text(at, up, cut(why, max(4, int((LEFT - 20 - at) / NARROW))), "small"))
     gap = one.gap(family.wanted)
     if gap is not None and gap.gap.value is not None:
         parts += _gap(one, gap, axis, y, up, down)
     else:
-        parts.append(_text(WIDTH, up, "not estimable" if one.outcome else "", "small", "end"))
+        parts.append(text(WIDTH, up, "not estimable" if one.outcome else "", "small", "end"))
     return [*parts, "</g>"]
 
 
@@ -170,7 +169,7 @@ def _gap(one: Member, gap: Disparity, axis: Scale, y: float, up: float, down: fl
     if low is not None and high is not None:
         parts.append(f'<path d="M{axis.x(low)} {y:g}H{axis.x(high)}" class="whisker {kind}"/>')
     parts.append(f'<circle cx="{axis.x(value)}" cy="{y:g}" r="4.5" class="dot {kind}{"" if one.served else " hollow"}"/>')
-    parts.append(_text(WIDTH, up, interval(gap.gap), "number strong", "end"))
+    parts.append(text(WIDTH, up, interval(gap.gap), "number strong", "end"))
     changes = [
         f"{name} {amount(change.value, 'tpr', signed=True)}"
         for name, change, known in (
@@ -180,7 +179,7 @@ def _gap(one: Member, gap: Disparity, axis: Scale, y: float, up: float, down: fl
         if known and change.value is not None
     ]
     if down is not None and changes:
-        parts.append(_text(WIDTH, down, "against " + ", ".join(changes), "small", "end"))
+        parts.append(text(WIDTH, down, "against " + ", ".join(changes), "small", "end"))
     return parts
 
 
@@ -205,7 +204,7 @@ def _folded(place: Place) -> list[str]:
     return [
         f'<circle cx="{place.x}" cy="{place.y:g}" r="2" class="dot"/>',
         *(f'<circle cx="{place.x + 7 * k}" cy="{place.y:g}" r="1.6" class="faint"/>' for k in (1, 2)),
-        _text(NAME, place.y + 4, f"v{first.version} – v{last.version}: {said}", "small"),
+        text(NAME, place.y + 4, f"v{first.version} – v{last.version}: {said}", "small"),
     ]
 
 
@@ -236,61 +235,3 @@ def _tip(one: Member) -> str:
     when = time.strftime(DAY, time.gmtime(one.registered))
     parent = f"from v{one.parent}" if one.parent else "no parent"
     return f"v{one.version}, {when}, {parent}. {one.outcome or 'not judged'}: {one.reason}"
-
-
-# --- axis ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Scale:
-    """A linear axis over the plotting area, in steps that read well."""
-
-    low: float
-    high: float
-    step: float
-
-    @classmethod
-    def of(cls, estimates: Sequence[Estimate]) -> Scale:
-        ends = [v for one in estimates for v in (one.low, one.value, one.high) if v is not None]
-        low, high = min([0.0, *ends]), max([0.0, *ends])
-        width = max(high - low, 0.02)
-        step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if width / step <= 6 or step == 0.5)
-        return cls(low=step * (low // step), high=step * -(-max(high, step) // step), step=step)
-
-    def x(self, value: float) -> float:
-        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
-        return round(LEFT + share * (RIGHT - LEFT), 1)
-
-    def ticks(self) -> list[float]:
-        return [self.low + k * self.step for k in range(round((self.high - self.low) / self.step) + 1)]
-
-
-def _grid(axis: Scale, bottom: float, gaps: Sequence[Disparity], wanted: tuple[str, str]) -> list[str]:
-    title = f"{SPOKEN[wanted[1]]} by {wanted[0]}, gap in points"
-    if gaps:
-        title = f"{SPOKEN[wanted[1]]}: {gaps[0].over} over {gaps[0].under}, in points".replace(">=", "≥")
-    parts = [_text(LEFT, 18, title, "name"), _text(WIDTH, 18, "gap (95 %)", "small", "end")]
-    parts += [_text(LEFT, 35, "● this version   | its parent, same rows", "small")] if gaps else []
-    for value in axis.ticks() if gaps else ():
-        kind = "axis" if abs(value) < 1e-9 else "grid"
-        x = axis.x(value)
-        parts.append(f'<path d="M{x} {TOP - 10}V{bottom:g}" class="{kind}"/>')
-        for y in (TOP - 14, bottom + 14):
-            parts.append(_text(x, y, amount(value, "tpr").removesuffix(".0"), "small", "middle"))
-    return parts
-
-
-def interval(one: Estimate) -> str:
-    """`8.9 (3.1 to 14.6)`, in points."""
-    if one.value is None:
-        return "–"
-    text = amount(one.value, "tpr")
-    return text if one.low is None or one.high is None else f"{text} ({amount(one.low, 'tpr')} to {amount(one.high, 'tpr')})"
-
-
-def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
-    return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
