@@ -194,7 +194,7 @@ def test_indicators_are_short_lines_under_plain_names(verdict: Verdict, evaluati
 def test_what_goes_beyond_the_clauses_is_told_where_it_was_measured(
     verdict: Verdict, evaluation: Evaluation, candidate: Candidate, problem: Problem
 ) -> None:
-    """Found slices, disparities, rankings, swaps, importance and how the labels came about; and nothing where there is nothing."""
+    """Found slices, disparities, rankings, swaps, importance, how the labels came about; nothing where there is nothing."""
     bare = verdict_html(verdict, evaluation, candidate, problem)
     titles = ("Where it loses most", "All groups", "Ranking", "Had the person been another", "What it goes by")
     assert not any(title in bare for title in titles)
@@ -224,7 +224,8 @@ def test_what_goes_beyond_the_clauses_is_told_where_it_was_measured(
     page, text = verdict_html(verdict, told, candidate, problem), describe(verdict, told, candidate, problem)
     assert all(title in page for title in titles)
     for said in ("workclass &lt;Gov&gt; and age ≥ 55", "+12.3", "4.1 to 20.0", "+10.0 (4.0 to 16.0)", "0.82 (0.71 to 0.93)",
-                 "1.2 (0.9 to 1.7)", "12% of it has moved", "age (PSI 0.31)", "differed on 4.0%", "number 37 since"):  # fmt: skip
+                 "1.2 (0.9 to 1.7)", "12% of it has moved", "age (PSI 0.31)", "differed on 4.0%", "number 37 since",
+                 ):  # fmt: skip
         assert said in page, said
     assert "holds" in page and "hours (PSI" not in page and "<Gov>" not in page
     assert "workclass &lt;Gov> and age ≥ 55: accuracy fell by 12.3 points on 231 rows held back" in text

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from truing.infra.settings import Settings
+    from truing.tasks.records import Verdict
     from truing.tasks.release.audit import Line
     from truing.tasks.release.proof import Check, Evidence
 
@@ -41,6 +42,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 def do_verify(args: argparse.Namespace, settings: Settings) -> int:
     """The registry's word counts for nothing here: bytes are hashed and envelopes opened with the keys in the keyring."""
+    from truing.flows.cli.explain import proved
     from truing.infra.catalog import catalog, chosen
     from truing.infra.evidence import gather
     from truing.tasks.errors import UsageError
@@ -59,6 +61,7 @@ def do_verify(args: argparse.Namespace, settings: Settings) -> int:
         for version in _wanted(args, one):
             found = next((known for known in one.versions if known.version == version), None)
             checks += prove_version(one, found, now=now) if found else _gone(one, version)
+            checks += proved(settings, one.problem, version, _booked(one, version))
     broken = [one for one in checks if one.broken]
     unread = [one for one in checks if one.state == UNREAD]
     about = names[0] if len(names) == 1 else f"{len(names)} problems"
@@ -93,6 +96,13 @@ def _wanted(args: argparse.Namespace, seen: Evidence) -> list[str]:
     issued = seen.issued()
     serving = issued[-1].version if issued else (seen.model.champion if seen.model else None)
     return [serving] if serving else []
+
+
+def _booked(seen: Evidence, version: str) -> Verdict | None:
+    """The verdict that counts on a version, by the steward's book."""
+    known = seen.docket.versions.get(version) if seen.docket else None
+    judged = seen.book.verdict(seen.problem, known.payload) if seen.book and known else None
+    return judged.verdict if judged else None
 
 
 def _gone(seen: Evidence, version: str) -> list[Check]:

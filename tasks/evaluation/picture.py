@@ -202,7 +202,7 @@ def found_plot(found: Sequence[Found]) -> str:
     for i, one in enumerate(found):
         y, drop = TOP + ROW * (i + 0.5), one.drop
         kind = "block" if one.confirmed else "before"
-        parts.append(_text(0, y - 1, _fitting(" and ".join(one.conditions)), "name" if one.confirmed else "name light"))
+        parts.append(_text(0, y - 1, _fitting(one.slice), "name" if one.confirmed else "name light"))
         parts.append(_text(0, y + 14, f"{one.share:.1%} of the rows, {amount(one.seen, 'tpr')} where it was found", "small"))
         texts = ["–", "–", f"{one.n:,}"]
         if drop.value is not None and drop.low is not None and drop.high is not None:
