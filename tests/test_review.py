@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,98 @@ def test_a_file_of_answers_is_checked_before_the_first_goes_out(
     path.write_text(json.dumps({"id": "r001", "label": ">50K"}) + "\n" + json.dumps(line) + "\n")
     code, out, err = desk("--from", str(path))
     assert (code, out) == (2, "") and "row 2" in err and expected in err and err.count("\n") == 1
+
+
+# --- on a running stack -------------------------------------------------------------------------------------------------------
+
+
+def _like(factors: Any, value: Any) -> Any:
+    return np.resize(factors, value.shape).astype(value.dtype)
+
+
+@pytest.mark.services
+@pytest.mark.slow
+def test_from_an_open_verdict_to_a_second_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Gateway → sampler → vault → verdict stays open → plan → two readers → Kafka → vault → judged again on the plan."""
+    import sys
+
+    sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+    from stage import NAME, SCENARIO, Stage, until
+
+    from truing.infra.client import Client
+    from truing.tasks.evaluation.audit import read_plans
+    from truing.tasks.kinds.model import Head, Model
+    from truing.tasks.policy import load_policy
+    from truing.tasks.records import Outcome
+    from truing.tasks.release.book import read_book
+
+    stage = Stage(tmp_path / "stage")
+    folder = stage.settings.problems / NAME
+    text = (folder / "problem.toml").read_text()
+    if "[sources.readers]" not in text:
+        (folder / "problem.toml").write_text(text + '\n[sources.readers]\ntypes = ["review"]\n')
+    rules = (folder / "policy.toml").read_text().replace("min_coverage = 0.8", "min_coverage = 0.5\nmax_looks = 2")
+    audit = '\n[audit]\nshare = 0.5\nbudget = 60\ndouble = 0.2\ngroups = ["sex"]\nreviewers_source = "readers"\n'
+    (folder / "policy.toml").write_text(rules + audit)
+    stage.problem = load_problem(folder)
+    stage.policy = load_policy(folder, stage.problem)
+    settings = stage.settings
+    common = ("--data", str(settings.data), "--problems", str(settings.problems), "--json")
+
+    def reviews(reader: str, *argv: str) -> dict[str, Any]:
+        capsys.readouterr()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRUING_KAFKA__BOOTSTRAP", settings.kafka.bootstrap)
+            assert main(["review", "--as", reader, *argv, *common]) == 0
+        return dict(json.loads(capsys.readouterr().out))
+
+    def heard(reader: str) -> bool:
+        return reviews(reader, "--list")["waiting"] == 0
+
+    try:
+        stage.up()
+        cases = stage.world.traffic(1)[: SCENARIO.round_size]
+        with Client.of(settings, NAME) as client:
+            told = client.predict(
+                [one.inputs for one in cases], subjects=[one.subject for one in cases], groups=[one.groups for one in cases]
+            )
+        truth = {answer.prediction_id: case.truth for answer, case in zip(told, cases, strict=True)}
+        vault = Vault(settings.vault)
+
+        def joined() -> pl.DataFrame | None:
+            found = vault.holdout(NAME, now=1e12, matured=False).filter(pl.col("id").is_in(list(truth)))
+            return found if found.height > 100 else None
+
+        asked = until("the traffic to be joined", joined)
+        drawn = asked.filter(pl.col("audit"))
+        assert set(asked["propensity"].round(6)) != {1.0} and 0.3 < drawn.height / asked.height < 0.7
+        assert {one["id"] for one in reviews("ann", "--list", "--limit", "1000")["questions"]} == set(drawn["id"])
+
+        factors = np.random.default_rng(1).normal(1.0, 0.3, 10_000)  # another model, about as good
+        head = Head(**{name: value * _like(factors, value) for name, value in stage.good.head.arrays().items()})
+        other = Model(stage.good.card, stage.good.encoder, head, stage.good.reference)
+        stage.judged(other.to_files())
+        public = stage.ring.public()
+        first = read_book(settings.desk / "book.jsonl", keys=public).verdict(NAME, other.payload)
+        assert first and first.verdict.outcome is Outcome.INCONCLUSIVE, first and first.verdict.reason
+        plans = read_plans(settings.desk / "audits", NAME, public.gate)
+        assert [plan.candidate for plan in plans] == [other.payload]
+
+        for reader in ("ann", "bob"):
+            waiting = reviews(reader, "--list", "--limit", "1000")["questions"]
+            lines = [json.dumps({"id": one["id"], "label": truth[one["id"]]}) for one in waiting if one["id"] in truth]
+            path = tmp_path / f"{reader}.jsonl"
+            path.write_text("\n".join(lines) + "\n")
+            assert reviews(reader, "--from", str(path))["sent"] == len(lines) > 0
+            until("the words to be joined", partial(heard, reader))
+
+        def second() -> Any:
+            made = read_book(settings.desk / "book.jsonl", keys=public).verdict(NAME, other.payload)
+            return made.verdict if made and made.verdict.look == 2 else None
+
+        verdict = until("a second verdict", second)
+        evaluations = [json.loads(path.read_text()) for path in (settings.desk / "evidence").glob("*/evaluation.json")]
+        kept = next(one for one in evaluations if one["digest"] == verdict.evaluation)
+        assert kept["sampled"]["why"] == "plan" and kept["sampled"]["read"] > 0
+    finally:
+        stage.down()
