@@ -268,8 +268,8 @@ def decide(
         until = shown_until(known, champion=against["champion"], free=policy.evidence.free_candidates)
         rows, later, coverage = part(rows, problem, until=until, now=now)
         unseen = confirm(
-            later, problem, policy, candidate=model, champion=champion, anchor=anchor, digests={"candidate": payload, **against},
-            now=now, looks=looks, looks_anchor=looks_anchor,
+            later, problem, policy, candidate=model, champion=champion, anchor=anchor,
+            digests={"candidate": payload, **against}, now=now, looks=looks, looks_anchor=looks_anchor,
         )  # fmt: skip
     sample = evidence_on(
         rows, problem, policy, desk=desk, offices=offices, candidate=payload, champion=against["champion"], now=now

@@ -239,7 +239,7 @@ class Sampled(Record, frozen=True):
 
 
 class Unseen(Record, frozen=True):
-    """What rows say that no verdict under this champion has shown. Only these two facts of them are told, until it is released."""
+    """What rows say that no verdict under this champion has shown. Nothing else of them is told before the next release."""
 
     n: int
     holds: bool  # every deciding clause passes on them alone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -70,7 +71,7 @@ def test_any_number_of_candidates_spends_less_than_twice_what_the_free_ones_do()
     for free in (1, 5, 20):
         shares = [level_share(k, free) for k in range(1, 100_000)]
         assert shares[:free] == [1.0] * free and sum(shares) < 2 * free
-        assert all(a >= b for a, b in zip(shares, shares[1:], strict=False))
+        assert all(a >= b for a, b in pairwise(shares))
 
 
 # --- the verdict --------------------------------------------------------------------------------------------------------------

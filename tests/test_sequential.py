@@ -20,7 +20,7 @@ from truing.tasks.statistics.proportions import (
 from truing.tasks.statistics.resampling import joint_critical, kinds, resampled
 from truing.tasks.statistics.sequential import betting_lower, normal_lower
 
-# --- at every time at once ------------------------------------------------------------------------------------------------------
+# --- at every time at once ----------------------------------------------------------------------------------------------------
 
 
 def running(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -62,7 +62,7 @@ def test_values_outside_the_range_are_refused() -> None:
     assert len(betting_lower(np.zeros(0), 0.05)) == 0
 
 
-# --- true resamples -------------------------------------------------------------------------------------------------------------
+# --- true resamples -----------------------------------------------------------------------------------------------------------
 
 
 def test_kinds_are_rows_alike_in_every_column() -> None:
@@ -85,7 +85,7 @@ def test_resampling_subjects_directly_gives_the_critical_value_of_the_multiplier
     assert joint_critical(drops, estimate, 0.05) == pytest.approx(fast, abs=0.12)
 
 
-# --- many tables ----------------------------------------------------------------------------------------------------------------
+# --- many tables --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_pass_rule_for_many_tables_is_the_one_of_a_single_one() -> None:

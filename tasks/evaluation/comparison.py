@@ -84,7 +84,8 @@ def compare(
     """
     answers = ask(
         rows, problem, policy, candidate=candidate, champion=champion, none=none, anchor=anchor, digests=digests, look=look,
-        now=now, looks=looks, looks_anchor=looks_anchor, unseen=unseen, coverage=coverage, timer=timer, size_mb=size_mb, reference=reference, evidence=evidence,
+        now=now, looks=looks, looks_anchor=looks_anchor, unseen=unseen, coverage=coverage, timer=timer,
+        size_mb=size_mb, reference=reference, evidence=evidence,
         measured=measured,
     )  # fmt: skip
     return assess(answers, problem, policy)

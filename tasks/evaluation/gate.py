@@ -27,7 +27,7 @@ from truing.tasks.evaluation.ledger import level_share
 from truing.tasks.evaluation.scores import PRIOR, Scores
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
-from truing.tasks.records import Clause, Estimate, Evaluation, Found, Outcome, Verdict
+from truing.tasks.records import Clause, Estimate, Evaluation, Found, Outcome, Unseen, Verdict
 from truing.tasks.seal import digest
 from truing.tasks.statistics.multiplicity import joint_lower
 from truing.tasks.statistics.paired import Paired, needed, upper
@@ -129,7 +129,7 @@ def judge(
 
 
 def holds_on(evaluation: Evaluation, scores: Scores, problem: Problem, policy: Policy) -> bool:
-    """Does every deciding clause pass on these rows alone? For rows that no verdict has shown: nothing else may be told of them."""
+    """Does every deciding clause pass on these rows alone? For rows that no verdict has shown: that bit is all that is told."""
     _check(evaluation, scores, problem)
     levels = _pass_levels(evaluation, policy)
     deciding = [one for one in _questions(evaluation, scores, policy) if one.deciding]
@@ -293,7 +293,7 @@ def _holds(evaluation: Evaluation, scores: Scores, policy: Policy) -> list[str]:
         )
     if evaluation.look > evidence.max_looks:
         holds.append(f"this is look {evaluation.look} at the candidate, the policy pays for {evidence.max_looks}")
-    if evaluation.looks > evidence.free_candidates and evaluation.champion is not None:
-        if evaluation.unseen is None or not evaluation.unseen.holds:
-            holds.append(wording.not_on_unseen(evaluation.looks, evaluation.unseen.n if evaluation.unseen else 0))
+    unseen = evaluation.unseen or Unseen(n=0, holds=False)
+    if evaluation.champion is not None and evaluation.looks > evidence.free_candidates and not unseen.holds:
+        holds.append(wording.not_on_unseen(evaluation.looks, unseen.n))
     return holds

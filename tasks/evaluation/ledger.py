@@ -4,11 +4,12 @@ Two things spend. Asking again about *one* candidate spends from `evidence.max_l
 too, since the champion was released, and against the anchor since it was pinned: the k-th candidate has `level_share` of the
 level, so that any number of harmful ones together pass with less than twice the chance of the free ones.
 
-That is enough against luck, not against a trainer who learns from the verdicts which rows judge: each shows dozens of differences
-in full, and a candidate put together from what two hundred of them said about small parts of the rows can look harmless at any
-level. So once the free candidates are spent, verdicts are worked out on the rows of that time only (`shown_until`), and a pass has
-to hold on the later ones as well. Of these nothing is told but that bit, and the first pass ends the game: until then all answers
-were no, so whatever was submitted could have been written down beforehand, and no cleverness helps (Blum and Hardt 2015).
+That is enough against luck, not against a trainer who learns from the verdicts which rows judge: each shows dozens of
+differences in full, and a candidate put together from what two hundred of them said about small parts of the rows can look
+harmless at any level. So once the free candidates are spent, verdicts are worked out on the rows of that time only
+(`shown_until`), and a pass has to hold on the later ones as well. Of these nothing is told but that bit, and the first pass
+ends the game: until then all answers were no, so whatever was submitted could have been written down beforehand, and no
+cleverness helps (Blum and Hardt 2015).
 """
 
 from __future__ import annotations
@@ -42,19 +43,19 @@ def look_at(ledger: Sequence[Look], candidate: str, rows: str) -> int:
 
 
 def candidates_since(ledger: Sequence[Look], candidate: str, *, champion: str | None = None, anchor: str | None = None) -> int:
-    """Which different candidate, from 1, this is since the champion was released (or the anchor pinned, if that is given)."""
+    """Which different candidate, from 1, this is since the champion was released, or since the anchor was pinned."""
     seen = _distinct(ledger, champion, anchor)
     return seen.index(candidate) + 1 if candidate in seen else len(seen) + 1
 
 
 def shown_until(ledger: Sequence[Look], *, champion: str | None, free: int) -> float:
-    """Until when rows matured that the `free` first candidates under this champion were judged on: later ones were never shown."""
+    """The last look at one of the `free` first candidates under this champion: rows matured later were never shown."""
     first = _distinct(ledger, champion, None)[:free]
     return max((look.at for look in ledger if look.candidate in first and look.champion == champion), default=-math.inf)
 
 
 def level_share(looks: int, free: int) -> float:
-    """Share (0..1] of the pass level for the `looks`-th candidate: 1 for the free ones, then (free/looks)². Sums to < 2·free."""
+    """Share (0..1] of the pass level for the k-th candidate: 1 for the free ones, then (free/k)². Sums to < 2·free."""
     return 1.0 if looks <= free else (free / looks) ** 2
 
 

@@ -1,4 +1,4 @@
-"""Rows that no verdict under the present champion was worked out on: the part of the evidence that can't have been learned from.
+"""Rows that no verdict under the present champion was worked out on: evidence that can't have been learned from.
 
 See `ledger` for when they are asked. A person's rows stay together: whoever was judged on before is not unseen because another
 row about her has come.
@@ -52,7 +52,7 @@ def confirm(
     if rows.is_empty():
         return Unseen(n=0, holds=False)
     evaluation, scores = compare(
-        rows, problem, policy, candidate=candidate, champion=champion, none=None, anchor=anchor, digests=digests, look=1, now=now,
-        looks=looks, looks_anchor=looks_anchor, evidence=evidence,
+        rows, problem, policy, candidate=candidate, champion=champion, none=None, anchor=anchor, digests=digests, look=1,
+        now=now, looks=looks, looks_anchor=looks_anchor, evidence=evidence,
     )  # fmt: skip
     return Unseen(n=scores.n, holds=holds_on(evaluation, scores, problem, policy))

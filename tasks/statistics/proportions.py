@@ -7,9 +7,10 @@ maximised over the nuisance share in closed form (Tango 1998 gives the quadratic
 
 The plain likelihood ratio lets too much through where harm was never or hardly ever seen (nominal 0.8 %, true 4.9 % at 300
 rows and a limit of one point). So the upper bound counts **up to half a row of harm** on top of what was seen: half a row
-where the candidate won nothing back, less the more it won, because the more rows have moved, the finer the steps in which the evidence comes. By full enumeration (250-5,000 rows, limits of
-0.5-8 points, up to 5 % won back, nominal 0.8 %) the true level then stays at or below 1.02 %, and 0.90 % at limits from 3 points
-on: where half a row is always counted it is the same, and equal candidates pass up to 3 points less often.
+where the candidate won nothing back, less the more it won, because the more rows have moved, the finer the steps in which the
+evidence comes. By full enumeration (250-5,000 rows, limits of 0.5-8 points, up to 5 % won back, nominal 0.8 %) the true level
+then stays at or below 1.02 %, and 0.90 % at limits from 3 points on: where half a row is always counted it is the same, and
+equal candidates pass up to 3 points less often.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Resampling rows or subjects, on summed cells: ten thousand resamples of a hundred thousand rows in well under a second.
 
-A clause's drop depends on a data set only through how many rows fall into each *kind* (slice memberships, label, both answers).
-Drawing rows with replacement is drawing those counts from one multinomial, so a resample costs as many numbers as there are kinds,
-whatever the number of rows (Efron 1979 on the weights' own distribution). Where every row is a kind of its own (probabilities), rows
-are summed into blocks of subjects first, and the blocks are drawn: that is a bootstrap of blocks, and of subjects where each block
-is one.
+A clause's drop depends on a data set only through how many rows fall into each *kind* (slice memberships, label, both
+answers). Drawing rows with replacement is drawing those counts from one multinomial, so a resample costs as many numbers as
+there are kinds, whatever the number of rows (Efron 1979 on the weights' own distribution). Where every row is a kind of its
+own (probabilities), rows are summed into blocks of subjects first, and the blocks are drawn: that is a bootstrap of blocks,
+and of subjects where each block is one.
 
-The gate itself draws the joint distribution of all clauses from its limit, N(0, Σ) with the subjects' own Σ (`multiplicity`). This is
-the direct way to the same numbers, for tests, benchmarks and whoever wants to see it.
+The gate itself draws the joint distribution of all clauses from its limit, N(0, Σ) with the subjects' own Σ (`multiplicity`).
+This is the direct way to the same numbers, for tests, benchmarks and whoever wants to see it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def resampled(
 
 
 def joint_critical(drops: Floats, estimate: Floats, level: float) -> float:
-    """The max-T critical value of resampled drops (draws, clauses): quantile of the largest studentised error over the clauses."""
+    """The max-T critical value of resampled drops (draws, clauses): a quantile of the largest studentised error."""
     spread = drops.std(axis=0, ddof=1)
     usable = np.isfinite(spread) & (spread > 1e-12)
     errors = (drops[:, usable] - estimate[usable]) / spread[usable]

@@ -1,13 +1,15 @@
 """Looking as often as one likes: a bound of a mean that holds at every time at once.
 
-A 95 % interval looked at a thousand times is wrong far more often than in one of twenty; a confidence *sequence* is wrong in one of
-twenty for all looks together, so canary and monitor may stop whenever they have seen enough. Two of them, both one-sided:
+A 95 % interval looked at a thousand times is wrong far more often than in one of twenty; a confidence *sequence* is wrong in
+one of twenty for all looks together, so canary and monitor may stop whenever they have seen enough. Two of them, both
+one-sided:
 
-- `betting_lower`: for values in a known range, without any assumption and at every n. A gambler bets that the mean is above m; his
-  capital is a martingale when it isn't, so by Ville's inequality it exceeds 1/level only once in 1/level. Values of m that he got
-  rich against are ruled out (Waudby-Smith and Ramdas 2024, predictable plug-in bets).
-- `normal_lower`: for any means of many values (a difference of proportions, a studentised sum): Robbins' normal mixture with the
-  running variance, valid in the limit (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2024), tightest near `best_at` values.
+- `betting_lower`: for values in a known range, without any assumption and at every n. A gambler bets that the mean is above m;
+  his capital is a martingale when it isn't, so by Ville's inequality it exceeds 1/level only once in 1/level. Values of m that
+  he got rich against are ruled out (Waudby-Smith and Ramdas 2024, predictable plug-in bets).
+- `normal_lower`: for any means of many values (a difference of proportions, a studentised sum): Robbins' normal mixture with
+  the running variance, valid in the limit (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2024), tightest near `best_at`
+  values.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def harmed(table: Floats, harm: Harm) -> Floats:
 
 
 def policy(table: Floats) -> Policy:
-    """The 32 clauses; accuracy decides in groups of at least 10 %, TPR where they hold at least 1.5 % of all rows as positives."""
+    """The 32 clauses; accuracy decides in groups of at least 10 %, TPR where their positives are at least 1.5 % of all rows."""
     rows, positives = table.sum(axis=(1, 2, 3)), table[:, 1].sum(axis=(1, 2))
     clauses = []
     for one in eight.clauses():

@@ -2,9 +2,9 @@
 
 What the 32 clauses decide depends on a data set only by its 64 counts. The pass rule and the exact McNemar part of the block
 rule are the library's own functions. The max-T critical value, which `judge` draws, is integrated here: clauses of different
-groups share no row, and the four metrics of one group are four directions in a plane, spanned by what was lost and won among its
-positives and among its negatives, so each repeat's own critical value comes from a table over that plane's angle. `agreement`
-holds all of it against the real `judge` on rows.
+groups share no row, and the four metrics of one group are four directions in a plane, spanned by what was lost and won among
+its positives and among its negatives, so each repeat's own critical value comes from a table over that plane's angle.
+`agreement` holds all of it against the real `judge` on rows.
 """
 
 from __future__ import annotations

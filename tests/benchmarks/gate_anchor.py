@@ -1,9 +1,10 @@
 """Can harm come in small steps? Every candidate loses two more points of women's TPR; each alone passes.
 
-Through `compare` and `judge` with a real policy: limit 5 points against the champion, and 5 against the anchor, which stays the
-first release. Candidate i is the champion of its time with two more points of women's TPR gone and 0.4 % of all answers changed by
-chance, on one sealed set of as many rows as one step alone needs. Who passes becomes champion; anything else releases nobody. The
-third has lost six points since the anchor: its clause has to *block*, not only to hold. Beside it the same without an anchor.
+Through `compare` and `judge` with a real policy: limit 5 points against the champion, and 5 against the anchor, which stays
+the first release. Candidate i is the champion of its time with two more points of women's TPR gone and 0.4 % of all answers
+changed by chance, on one sealed set of as many rows as one step alone needs. Who passes becomes champion; anything else
+releases nobody. The third has lost six points since the anchor: its clause has to *block*, not only to hold. Beside it the
+same without an anchor.
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ def world(seed: int) -> tuple[pl.DataFrame, list[Step]]:
 def ask(rows: pl.DataFrame, candidate: Step, champion: Step, anchor: Step | None, *, looks_anchor: int, seed: int) -> Verdict:
     digests = {"candidate": candidate.name, "champion": champion.name, "anchor": anchor.name if anchor else None}
     evaluation, scores = compare(
-        rows, PROBLEM, POLICY, candidate=candidate, champion=champion, none=None, anchor=anchor, digests=digests, look=1, now=NOW,
-        looks_anchor=looks_anchor,
+        rows, PROBLEM, POLICY, candidate=candidate, champion=champion, none=None, anchor=anchor, digests=digests, look=1,
+        now=NOW, looks_anchor=looks_anchor,
     )  # fmt: skip
     return judge(evaluation, scores, PROBLEM, POLICY, dataset="d", key="k", now=NOW, seed=seed)
 
@@ -139,7 +140,7 @@ def measure(arguments: argparse.Namespace) -> Measured:
         f"one step alone passes            {asked:6.0%}",
         f"two released, the third blocked  {len(right) / seeds:6.0%}   by the anchor's clause alone",
         f"more than two released           {figures['share_more_than_two_out']:6.0%}",
-        f"without an anchor: {beside['released_without_anchor']:.1f} of {STEPS} released, {beside['points_lost_without_anchor']:.0f} points lost",
+        f"without an anchor: {np.mean(free):.1f} of {STEPS} released, {100 * STEP * float(np.mean(free)):.0f} points lost",
         f"as it says: {example}",
     ]
     broken = []

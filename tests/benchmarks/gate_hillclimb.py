@@ -2,15 +2,15 @@
 
 Setting: the eight groups (`eight_groups.py`), 20,000 sealed rows and ten more with each submission, base rate 50 %, churn 3 %.
 
-- *The climber* wants to look better. In the band of rows that its honest candidate is unsure of, each submission answers at random
-  (by a hash of the inputs); the last one is a vote of all, each weighted by what it gained, group by group (the boosting attack on
-  holdouts, Blum and Hardt 2015).
-- *The hider* wants to release harm. Each submission refuses one of 195 small parts of one group (by hash again); the verdict tells
-  how many judging rows were hit. The last five refuse the parts that hit fewest, until the true TPR is 6 points worse.
+- *The climber* wants to look better. In the band of rows that its honest candidate is unsure of, each submission answers at
+  random (by a hash of the inputs); the last one is a vote of all, each weighted by what it gained, group by group (the
+  boosting attack on holdouts, Blum and Hardt 2015).
+- *The hider* wants to release harm. Each submission refuses one of 195 small parts of one group (by hash again); the verdict
+  tells how many judging rows were hit. The last five refuse the parts that hit fewest, until the true TPR is 6 points worse.
 - *The lucky one* submits 200 candidates that are truly 5.0 points worse for a group, each with its own chance.
 
-Three gates: *no budget* (every candidate at the full level on all rows), *level only* (the k-th at (free/k)²), and ours, which also asks
-rows that no verdict was worked out on (`tasks/evaluation/ledger.py`).
+Three gates: *no budget* (every candidate at the full level on all rows), *level only* (the k-th at (free/k)²), and ours, which
+also asks rows that no verdict was worked out on (`tasks/evaluation/ledger.py`).
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class World:
         c, a = rng.standard_normal(n), rng.standard_normal(n)
         noise = math.sqrt(1.0 - eight.QUALITY**2)
         world = World(
-            group=rng.choice(8, size=n, p=eight.SHARES), truth=c > cut, champion=eight.QUALITY * c + noise * a > cut, score=c, cut=cut,
-            hash=rng.random(n), rng=rng, shared=(eight.QUALITY * c, noise * a, kappa),
+            group=rng.choice(8, size=n, p=eight.SHARES), truth=c > cut, champion=eight.QUALITY * c + noise * a > cut, score=c,
+            cut=cut, hash=rng.random(n), rng=rng, shared=(eight.QUALITY * c, noise * a, kappa),
         )  # fmt: skip
         world.score = world.another()
         return world
@@ -216,11 +216,9 @@ def measure(arguments: argparse.Namespace) -> Measured:
     last = None
     for seed in range(seeds):
         world = World.of(seed)
-        for gate in gains:
+        for gate, pairs in gains.items():
             answer = climb(world, gate)
-            gains[gate].append(
-                tuple(accuracy(world, answer, part) - accuracy(world, world.honest, part) for part in (held, fresh))
-            )  # type: ignore[arg-type]
+            pairs.append(tuple(accuracy(world, answer, part) - accuracy(world, world.honest, part) for part in (held, fresh)))  # type: ignore[arg-type]
         for gate in GATES:
             answer = hide(world, gate)
             true = counted.tables_of(world.counts(answer, fresh)[None]).drop[0, 4 * HIDER + 1]
@@ -266,11 +264,11 @@ def measure(arguments: argparse.Namespace) -> Measured:
         )
     for gate in GATES:
         lines.append(
-            f"lucky,   {gate + ':':<11} one of {SUBMISSIONS} with a true drop of 5.0 passed in {np.mean([one[gate] for one in luck]):.0%}"
+            f"lucky,   {gate + ':':<11} one that is truly 5.0 points worse passed in {np.mean([one[gate] for one in luck]):.0%}"
         )
     lines += [
-        f"an honest candidate that comes as number {SUBMISSIONS} passes in four of five cases once {wait:,} rows have come that no "
-        f"verdict has shown; as number {FREE + 1}, {waiting(FREE + 1):,}",
+        f"an honest candidate that comes as number {SUBMISSIONS} passes in 4 of 5 cases once {wait:,} rows have come that "
+        f"no verdict has shown; as number {FREE + 1}, {waiting(FREE + 1):,}",
         "", f"the hider's last verdict ({outcome}): {reason}",
     ]  # fmt: skip
     key = {"no budget": "no_budget", "level only": "level_only"}

@@ -1,4 +1,4 @@
-"""What other gates would say about the same data sets: a threshold on the point estimate, "worse by more than 5 %", percentiles.
+"""What other gates say about the same data sets: a threshold on the point estimate, "worse by more than 5 %", percentiles.
 
 - *threshold*: TFMA's change threshold. Its verdict compares the point estimate of each slice with the limit; the confidence
   interval that it also computes is not looked at (tensorflow/model-analysis, `evaluators/metrics_validator.py`).
@@ -26,7 +26,9 @@ def fails(counts: eight.Counts, columns: np.ndarray, *, relative: bool) -> float
     return float((tables.drop > limit)[:, columns].any(axis=1).mean())
 
 
-def percentile(rng: np.random.Generator, counts: eight.Counts, deciding: np.ndarray, level: float, draws: int) -> tuple[float, float]:
+def percentile(
+    rng: np.random.Generator, counts: eight.Counts, deciding: np.ndarray, level: float, draws: int
+) -> tuple[float, float]:
     """Shares passed and blocked by percentiles of `draws` resamples of the rows."""
     passed = blocked = 0
     for one in counts:
@@ -60,24 +62,43 @@ def measure(rng: np.random.Generator, *, quick: bool) -> tuple[list[str], dict[s
     column = next(i for i, one in enumerate(policy.clause) if one.name == "tpr E")
     repeats, few, draws = (2_000, 20, 500) if quick else (20_000, 200, 1_000)
     lines = [
-        "", "other rules on the same data; equal = an equal candidate is refused (percentiles: blocked), 5.0 = a true drop of 5.0 of the",
-        "10 % group's TPR passes, 10 = a 10-point TPR drop of the 12 % group is not refused (percentiles: not blocked); %",
-        f"{'rows':>7} {'base':>5} {'churn':>6} |   ours: equal  5.0   10 | threshold: equal  5.0   10  of 32: equal | > 5 %: equal  5.0   10 | "
+        "", "other rules, same data; equal = an equal candidate is refused (percentiles: blocked), 5.0 = a true drop of 5.0 of",
+        "the 10 % group's TPR passes, 10 = a 10-point TPR drop of the 12 % group is not refused (percentiles: not blocked); %",
+        f"{'rows':>7} {'base':>5} {'churn':>6} |   ours: equal  5.0   10 | threshold: equal  5.0   10  of 32: equal | "
+        "> 5 %: equal  5.0   10 | "
         "percentiles: equal  5.0   10  equal passes",
     ]  # fmt: skip
     worst: dict[str, list[float]] = {}
     for n, base, churn in SHAPES[:4] if quick else SHAPES:
-        tables = [eight.probabilities(base, churn, harms) for harms in ((), (Harm("E", "tpr", 0.05),), (Harm(eight.HARMED, "tpr", 0.1),))]
+        tables = [
+            eight.probabilities(base, churn, harms)
+            for harms in ((), (Harm("E", "tpr", 0.05),), (Harm(eight.HARMED, "tpr", 0.1),))
+        ]
         equal, limit, ten = (rng.multinomial(n, table.ravel(), size=repeats).reshape(-1, 8, 2, 2, 2) for table in tables)
-        ours = [counted.decide(equal, policy).block.mean(), counted.decide(limit, policy).good.mean(), 1 - counted.decide(ten, policy).block.mean()]
-        point = [fails(equal, deciding, relative=False), 1 - fails(limit, deciding, relative=False), 1 - fails(ten, deciding, relative=False)]
+        ours = [
+            counted.decide(equal, policy).block.mean(),
+            counted.decide(limit, policy).good.mean(),
+            1 - counted.decide(ten, policy).block.mean(),
+        ]
+        point = [
+            fails(equal, deciding, relative=False),
+            1 - fails(limit, deciding, relative=False),
+            1 - fails(ten, deciding, relative=False),
+        ]
         wide = fails(equal, every, relative=False)
-        relative = [fails(equal, deciding, relative=True), 1 - fails(limit, deciding, relative=True), 1 - fails(ten, deciding, relative=True)]
+        relative = [
+            fails(equal, deciding, relative=True),
+            1 - fails(limit, deciding, relative=True),
+            1 - fails(ten, deciding, relative=True),
+        ]
         passes, false = percentile(rng, equal[:few], deciding, policy.levels.passing, draws)
         _, seen = percentile(rng, ten[:few], deciding, policy.levels.passing, draws)
         through = percentile_at_limit(rng, tables[1], n, column, policy.levels.passing, 500 if quick else 5_000)
-        for key, value in (("threshold_false_block", point[0]), ("threshold_wrong_pass", point[1]), ("relative_false_block", relative[0]),
-                           ("relative_wrong_pass", relative[1]), ("percentile_false_block", false), ("percentile_wrong_pass", through)):  # fmt: skip
+        given = {
+            "threshold_false_block": point[0], "threshold_wrong_pass": point[1], "relative_false_block": relative[0],
+            "relative_wrong_pass": relative[1], "percentile_false_block": false, "percentile_wrong_pass": through,
+        }  # fmt: skip
+        for key, value in given.items():
             worst.setdefault(key, []).append(float(value))
         lines.append(
             f"{n:>7,} {base:>5.0%} {churn:>6.0%} | " + "{:>13.2f} {:>4.2f} {:>4.1f}".format(*(100 * x for x in ours))
