@@ -96,8 +96,8 @@ def repair(
     asked = against_champion(harmed(clauses))
     buckets = tuple(f"{attribute}={name}" for name in known_buckets(problem)[attribute])
     batch = _batch(kind, samples)
+    lever = Lever(blocked, batch, _codes(slices_of(samples["groups"].to_list(), problem), buckets), len(buckets))
     true = samples["origin"].is_in(TRUE).fill_null(False).to_numpy()
-    lever = Lever(blocked, batch, _codes(slices_of(samples["groups"].to_list(), problem), buckets), len(buckets), true)
     rows = _choosing(kind, problem, samples, validation, buckets)
     rows = replace(rows, parity=bool(asked) and all(one.metric == "selection_rate" for one in asked))
     own = logits(blocked, rows.units)
@@ -126,7 +126,7 @@ def repair(
     if not (by_group_thresholds and attribute in problem.inputs):
         offered = [name for name in offered if name != "thresholds"]
     found: list[tuple[float, int, Measure, str, Model]] = []
-    for model, method, p, cuts in _family(lever, answered, offered, rows, problem, attribute):
+    for model, method, p, cuts in _family(lever, answered, offered, rows, true, problem, attribute):
         after = rows.measure(p, cuts)
         found.append((strain(after), len(found), after, method, model))
     met = [one for one in found if one[0] <= 1.0]
@@ -139,7 +139,13 @@ def repair(
 
 
 def _family(
-    lever: Lever, answered: Callable[[Step], Floats], offered: Sequence[str], rows: Choosing, problem: Problem, attribute: str
+    lever: Lever,
+    answered: Callable[[Step], Floats],
+    offered: Sequence[str],
+    rows: Choosing,
+    true: Bools,
+    problem: Problem,
+    attribute: str,
 ) -> Iterator[tuple[Model, str, Floats, Floats]]:
     """Every correction on offer: the model, its method, and its probabilities (m, k) and cuts on the rows that choose."""
     model, own = lever.model, np.array(lever.model.card.thresholds)
@@ -148,6 +154,8 @@ def _family(
         steps.append(lever.reweighing())
     if "constrained" in offered:
         steps += lever.constrained(parity=rows.parity)
+        if not true.all():  # what people taught may be the harm itself: once more, led by true outcomes alone
+            steps += lever.constrained(parity=rows.parity, guide=true)
     for step in steps:
         yield corrected(model, step.change), step.method, answered(step), own
     if "thresholds" not in offered:

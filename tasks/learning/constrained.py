@@ -35,6 +35,7 @@ PENALTY = 1.0  # pull of the correction to nought, in half rows (units have norm
 RATE = 2.0  # log multiplier a constraint gains a round for each 1.0 by which it is violated
 TIGHT = 3.0  # how many times faster TPR's gains: pressing FPR together drags TPR along, and this holds it in place
 ROUNDS = 20
+MOVE = 0.25  # largest change of a log multiplier a round: large gaps are approached, not jumped over and back
 MOST = 8.0  # largest multiplier, and the inverse of the smallest: beyond, single rows would carry a whole cell
 
 
@@ -51,16 +52,13 @@ class Step(NamedTuple):
 class Lever:
     """Everything that corrections of one model by one attribute are made from.
 
-    `batch` (n rows) taught the model; `bucket` (n,) is each row's bucket 0..b-1, -1 where unknown (multiplier 1 always). `true`
-    (n,) marks rows whose target is what became true: they alone say how unequal the rates are, for what people taught may be
-    the very harm. None = all.
+    `batch` (n rows) taught the model; `bucket` (n,) is each row's bucket 0..b-1, -1 where unknown (multiplier 1 always).
     """
 
     model: Model
     batch: Batch
     bucket: Ints
     buckets: int
-    true: Bools | None = None
     penalty: float = PENALTY
 
     def __post_init__(self) -> None:
@@ -164,11 +162,15 @@ class Lever:
         multipliers = np.clip(np.where(counts > 0, expected / np.maximum(counts, 1e-12), 1.0), 1 / MOST, MOST)
         return Step(self.solve(multipliers), multipliers, "reweighing", 0)
 
-    def constrained(self, *, parity: bool = False, rounds: int = ROUNDS, rate: float = RATE) -> Iterator[Step]:
+    def constrained(
+        self, *, parity: bool = False, guide: Bools | None = None, rounds: int = ROUNDS, rate: float = RATE
+    ) -> Iterator[Step]:
         """Heads on the way to equal rates of all buckets, from gentle to strict.
 
         What is made equal: TPR and FPR (equalized odds), or with `parity` the share of positive answers (demographic parity).
+        `guide` (n,) marks the rows that say how unequal the rates are (None = all): what people taught may be the very harm.
         """
+        told = np.ones(len(self.bucket), bool) if guide is None else guide
         positive = self.model.positive
         log = np.zeros((self.buckets, self.labels))
         others = [label for label in range(self.labels) if label != positive]
@@ -176,12 +178,14 @@ class Lever:
         for turn in range(1, rounds + 1):
             yes = (answered == positive).astype(float)
             if parity:
-                lacking = self._lacking(yes, np.ones(len(yes), bool))
-                log[:, positive] += rate * lacking
-                log[:, others] -= rate * lacking[:, None]
+                lacking = self._lacking(yes, told)
+                push, pull = rate * lacking, rate * lacking
             else:
-                log[:, positive] += TIGHT * rate * self._lacking(yes, self.batch.targets == positive)
-                log[:, others] -= rate * self._lacking(yes, self.batch.targets != positive)[:, None]
+                push = TIGHT * rate * self._lacking(yes, told & (self.batch.targets == positive))
+                pull = rate * self._lacking(yes, told & (self.batch.targets != positive))
+            small = min(1.0, MOVE / max(float(np.abs([push, pull]).max()), 1e-12))
+            log[:, positive] += small * push
+            log[:, others] -= small * pull[:, None]
             multipliers = np.clip(np.exp(log), 1 / MOST, MOST)
             step = Step(self.solve(multipliers), multipliers, "constrained", turn)
             yield step
@@ -193,7 +197,7 @@ class Lever:
 
     def _lacking(self, yes: Floats, rows: Bools) -> Floats:
         """Mean positive rate of all buckets' rows minus each bucket's own (b,); 0 for a bucket without such rows."""
-        known = rows & (self.bucket >= 0) & (True if self.true is None else self.true)
+        known = rows & (self.bucket >= 0)
         weights = self.batch.weights[known]
         total = np.bincount(self.bucket[known], weights=weights, minlength=self.buckets)
         hits = np.bincount(self.bucket[known], weights=weights * yes[known], minlength=self.buckets)

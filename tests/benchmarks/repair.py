@@ -435,7 +435,7 @@ def _broken(found: list[Found], seen: dict[str, dict[str, float]]) -> list[str]:
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=3, help="thirds of shuffles of Adult (default 3: everybody once)")
     parser.add_argument("--first", type=int, default=300, help="the first run; 0 to 299 were used for choosing (default 300)")
-    parser.add_argument("--peers", type=int, default=3, help="runs on which fairlearn is measured too (default 3)")
+    parser.add_argument("--peers", type=int, default=2, help="runs on which fairlearn is measured too (default 2)")
     parser.add_argument("--alone", action="store_true", help="without fairlearn")
     parser.add_argument("--save", help="write everything as JSON to this file")
 
