@@ -258,7 +258,7 @@ def test_a_repair_gives_women_their_positives_back_on_people_nobody_looked_at(ho
         house.problem, house.samples, house.validation, house.blocked, attribute="sex", champion=house.champion,
         clauses=[clause()],
     )  # fmt: skip
-    assert made is not None and made.method == "constrained" and made.tried == 21
+    assert made is not None and made.method in ("reweighing", "constrained") and made.tried == 41
     before, after, clean = (house.rates(model) for model in (house.blocked, made.model, house.champion))
     assert clean["tpr"] - before["tpr"] > 0.1
     assert after["tpr"] > clean["tpr"] - 0.05 and abs(after["gap"]) < before["gap"] / 2
