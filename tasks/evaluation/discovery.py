@@ -216,7 +216,8 @@ def confirm(
             confirmed = float(low) > 0.0
         found.append(
             Found(
-                slice=" and ".join(one.conditions).replace(f" and {BESIDE}", f", {BESIDE}"), conditions=one.conditions, metric=METRIC, n=count, share=count / rows,
+                slice=" and ".join(one.conditions).replace(f" and {BESIDE}", f", {BESIDE}"), conditions=one.conditions,
+                metric=METRIC, n=count, share=count / rows,
                 seen=one.seen, drop=drop, confirmed=confirmed,
             )
         )  # fmt: skip

@@ -17,8 +17,8 @@ from truing.tasks.records import Clause, Estimate, Found
 
 WIDTH, ROW, TOP = 960, 40, 46
 GROUP = 34  # room above the watched clauses
-LEFT, RIGHT = 290, 640  # the plotting area, in pixels
-COLUMNS = (720, 846, 902)  # right edges of the numbers
+LEFT, RIGHT = 290, 630  # the plotting area, in pixels
+COLUMNS = (700, 846, 902)  # right edges of the numbers
 
 
 class Axis:
