@@ -24,7 +24,7 @@ from truing.tasks import seal
 from truing.tasks.errors import Refused
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
-from truing.tasks.records import Candidate, Outcome, Refusal, Split
+from truing.tasks.records import Candidate, Outcome, Refusal, Split, Unseen
 
 if TYPE_CHECKING:
     import polars as pl
@@ -263,17 +263,20 @@ def decide(
     against = {"champion": serving.payload if serving else None, "anchor": pinned.payload if pinned else None}
     looks = candidates_since(known, payload, champion=against["champion"])
     looks_anchor = candidates_since(known, payload, anchor=against["anchor"])
+    sample = evidence_on(
+        rows, problem, policy, desk=desk, offices=offices, candidate=payload, champion=against["champion"], now=now
+    )  # fmt: skip
     unseen = coverage = None
-    if champion is not None and looks > policy.evidence.free_candidates:  # the trainer may have learned from verdicts
+    spent = champion is not None and looks > policy.evidence.free_candidates  # the trainer may have learned from verdicts
+    if spent and sample is not None:
+        unseen = Unseen(n=0, holds=False)  # a sample speaks for its whole pool: no part of it was never shown
+    elif champion is not None and spent:
         until = shown_until(known, champion=against["champion"], free=policy.evidence.free_candidates)
         rows, later, coverage = part(rows, problem, until=until, now=now)
         unseen = confirm(
             later, problem, policy, candidate=model, champion=champion, anchor=anchor,
             digests={"candidate": payload, **against}, now=now, looks=looks, looks_anchor=looks_anchor,
         )  # fmt: skip
-    sample = evidence_on(
-        rows, problem, policy, desk=desk, offices=offices, candidate=payload, champion=against["champion"], now=now
-    )  # fmt: skip
     answers = ask(
         rows, problem, policy,
         candidate=model, champion=champion, none=parent, anchor=anchor,
