@@ -197,6 +197,8 @@ RELEASING = [
 ]
 JUDGING = [
     ("truing.tasks.evaluation.ledger:note_look", "after", 1),
+    ("truing.tasks.evaluation.kept:store", "after", 1),
+    ("truing.tasks.events.predictions:Predictions.keep", "after", 1),
     (f"{REGISTRY}.log_verdict", "after", 1),
     (f"{BOOK}.add_verdict", "after", 1),
     (f"{REGISTRY}.describe", "after", 1),
