@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 from platform import machine, python_version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from truing.flows.release import held
 from truing.tasks import seal
-from truing.tasks.errors import Refused
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
-from truing.tasks.records import Candidate, Outcome, Refusal, Split, Unseen
+from truing.tasks.records import Candidate, Outcome, Split
 
 if TYPE_CHECKING:
     import polars as pl
@@ -204,98 +202,32 @@ def decide(
 ) -> Judged:
     """Candidate → evaluation → verdict, signed and booked with all that a person needs to decide; `show` puts it on the page.
 
-    Every model that takes part is the one that was registered or released, by its hash: champion by the book, anchor and parent
-    by the audit. `seen` is the version as MLflow shows it; only what its candidate says of itself is taken from there. What the
-    verdict follows from is kept below `desk` before it is booked (`evaluation.kept`), so that anybody can make it again.
+    Every model that takes part is the one that was registered or released, by its hash (`judging.py`); `seen` is the version as
+    MLflow shows it. What the verdict follows from is kept below `desk` before it is booked (`evaluation.kept`), so that anybody
+    can make it again.
     """
-    from truing.flows.audits import aim, evidence_on, leak
-    from truing.tasks.evaluation.answers import ask, rows_digest
+    from truing.flows.audits import aim
+    from truing.flows.judging import answered, parties, sealed_rows
     from truing.tasks.evaluation.beside import mended
     from truing.tasks.evaluation.kept import Decision, pack, store, unpack
-    from truing.tasks.evaluation.ledger import Look, candidates_since, look_at, note_look, read_ledger, shown_until
-    from truing.tasks.evaluation.probing import probe
+    from truing.tasks.evaluation.ledger import note_look, read_ledger
     from truing.tasks.evaluation.report import describe, indicators, verdict_html
-    from truing.tasks.evaluation.unseen import confirm, part
-    from truing.tasks.events.join import leaked
     from truing.tasks.events.predictions import Predictions
-    from truing.tasks.kinds.model import Model
     from truing.tasks.release.registry import fitting
 
     name, version = problem.name, seen.version
-    payload = docket.versions[version].payload
-    files = held(registry, name, version, payload)
-    candidate = seen.candidate
-    if candidate is None or candidate.payload != payload:
-        raise Refused(
-            Refusal(
-                code="payload.other",
-                reason=f"version {version} holds {payload[:12]}, not the payload its candidate names",
-                remedy="register the candidate again",
-            )
-        )
-    both = leaked(vault, lake, name)
-    if both:
-        raise Refused(
-            Refusal(
-                code="evidence.leaked",
-                reason=f"{len(both)} subjects judge and teach at once, {both[0]} first",
-                remedy="take their rows out of the lake; the split's salt must never change",
-            )
-        )
-    serving, pinned = book.champion(name), docket.anchor and docket.versions.get(docket.anchor.version)
-    parents = {known.payload: known.version for known in docket.versions.values()}
-    champion = Model.from_files(held(registry, name, serving.version, serving.payload)) if serving else None
-    anchor = Model.from_files(held(registry, name, pinned.version, pinned.payload)) if pinned else None
-    parent = None
-    if candidate.parent in parents:
-        parent = Model.from_files(held(registry, name, parents[candidate.parent], candidate.parent))
+    models = parties(registry, problem, seen, docket=docket, book=book)
+    candidate = models.record
+    rows = sealed_rows(vault, lake, problem, now=now)
+    answers, look = answered(
+        rows, lake, problem, policy, models, known=read_ledger(ledger), desk=desk, offices=offices, now=now, timer=timer
+    )
+    note_look(ledger, look)
 
-    rows = vault.holdout(name, now=now, matured=False)
-    doubt = leak(rows, lake, problem)
-    if doubt:
-        raise Refused(
-            Refusal(code="evidence.alike", reason=doubt, remedy="find who is known under two names, and erase one of them")
-        )
-    judging = rows_digest(rows, problem, now=now)
-    known = read_ledger(ledger)
-    look = look_at(known, payload, judging)
-    model = Model.from_files(files)
-    against = {"champion": serving.payload if serving else None, "anchor": pinned.payload if pinned else None}
-    looks = candidates_since(known, payload, champion=against["champion"])
-    looks_anchor = candidates_since(known, payload, anchor=against["anchor"])
-    sample = evidence_on(
-        rows, problem, policy, desk=desk, offices=offices, candidate=payload, champion=against["champion"], now=now
-    )  # fmt: skip
-    unseen = coverage = None
-    spent = champion is not None and looks > policy.evidence.free_candidates  # the trainer may have learned from verdicts
-    if spent and sample is not None:
-        unseen = Unseen(n=0, holds=False)  # a sample speaks for its whole pool: no part of it was never shown
-    elif champion is not None and spent:
-        until = shown_until(known, champion=against["champion"], free=policy.evidence.free_candidates)
-        rows, later, coverage = part(rows, problem, until=until, now=now)
-        unseen = confirm(
-            later, problem, policy, candidate=model, champion=champion, anchor=anchor,
-            digests={"candidate": payload, **against}, now=now, looks=looks, looks_anchor=looks_anchor,
-        )  # fmt: skip
-    answers = ask(
-        rows, problem, policy,
-        candidate=model, champion=champion, none=parent, anchor=anchor,
-        digests={
-            "candidate": payload,
-            "champion": serving.payload if serving else None,
-            "none": candidate.parent if parent else None,
-            "anchor": pinned.payload if pinned else None,
-        },
-        look=look, now=now, looks=looks, looks_anchor=looks_anchor, unseen=unseen, coverage=coverage, timer=timer,
-        size_mb=sum(map(len, files.values())) / 1e6,
-        evidence=sample, reference=learned_from(lake, problem, candidate.dataset),
-        measured=probe(rows, problem, candidate=model, parent=parent, seed=look, now=now),
-    )  # fmt: skip
-    note_look(ledger, Look(problem=name, candidate=payload, rows=judging, at=now, **against))
-    key = seal.key_id(seal.public_key(offices.gate))
-    before = book.verdict(name, payload)
+    before = book.verdict(name, candidate.payload)
     at = max(now, before.verdict.at) if before else now  # a clock that was set back makes no verdict older than the one before
-    how = Decision(version=version, dataset=candidate.dataset, key=key, at=at, seed=look, made=_made())
+    key = seal.key_id(seal.public_key(offices.gate))
+    how = Decision(version=version, dataset=candidate.dataset, key=key, at=at, seed=answers.facts.look, made=_made())
     files = pack(answers, problem, policy, how)
     evaluation, verdict = unpack(files).conclude()  # what is judged is what is kept
     store(desk / "evidence" / seal.digest(verdict), files, evaluation)
@@ -304,13 +236,13 @@ def decide(
         name, evaluation.digest, answers.ids, payloads=answers.facts.payloads, probability=answers.probability,
         label=answers.label, releases={one.payload: one.name for one in book.releases(name)}, at=now,
     )  # fmt: skip
+
     envelope = seal.sign(verdict, seal.VERDICT_TYPE, offices.gate)
     run = registry.log_verdict(name, version, envelope, evaluation, verdict_html(verdict, evaluation, candidate, problem))
     description = describe(verdict, evaluation, candidate, problem)
     ailing = book.verdict(name, candidate.repairs) if candidate.repairs else None
     if ailing is not None:
         description = mended(description, ailing.version, candidate.note, ailing.verdict, verdict)
-    small = candidate.origin == "fast" and champion is not None and model.base == champion.base == candidate.base
     return book.add_verdict(
         envelope,
         at=now,
@@ -321,19 +253,8 @@ def decide(
         candidate=seal.digest_bytes(seen.tags["candidate"].encode()),
         drift="" if evaluation.drift is None else repr(evaluation.drift),
         anchor=evaluation.anchor or "",
-        heads_only=str(small).lower(),
+        heads_only=str(models.heads_only).lower(),
     )
-
-
-def learned_from(lake: Lake, problem: Problem, dataset: str, *, most: int = 2000) -> list[dict[str, Any]]:
-    """Inputs of up to `most` rows of a dataset version, evenly spread: what the holdout's inputs are held against for shift."""
-    import msgspec
-
-    from truing.flows.repair import taught
-
-    rows = taught(lake, problem, dataset)
-    step = max(1, -(-rows.height // most))
-    return [msgspec.json.decode(content) for content in rows["content"].gather_every(step).to_list()]
 
 
 def show(registry: Registry, problem: Problem, judged: Judged, *, seen: Version | None = None) -> None:

@@ -321,7 +321,7 @@ def warn(desk: Desk, problem: Problem) -> None:
 
 def warm() -> None:
     """Import now what a verdict needs, so that the first one does not wait for it."""
-    import truing.tasks.evaluation.comparison
+    import truing.flows.judging
     import truing.tasks.evaluation.gate
     import truing.tasks.evaluation.kept
     import truing.tasks.evaluation.report
