@@ -47,7 +47,7 @@ def evidence_on(
     from truing.tasks.evaluation.reading import finished
 
     plan = plan_for(desk, problem.name, offices, candidate=candidate, champion=champion)
-    if plan is not None and not finished(plan, rows):
+    if plan is not None and not finished(plan, rows, now=now):
         plan = None
     return gather(rows, problem, now=now, min_coverage=policy.evidence.min_coverage, plan=plan)
 
@@ -126,7 +126,7 @@ def landed(vault: Vault, problem: Problem, *, desk: Path, offices: Offices, cham
     if not waiting:
         return []
     rows = vault.holdout(problem.name, now=now, matured=False)
-    return [plan for plan in waiting if finished(plan, rows)]
+    return [plan for plan in waiting if finished(plan, rows, now=now)]
 
 
 def heard(desk: Path, plan: Plan) -> None:

@@ -272,7 +272,7 @@ def test_an_open_verdict_draws_a_plan_and_its_labels_decide(problem: Problem, po
     plan = audits.aim(answers, first, problem, rules, desk=tmp_path, offices=offices, now=NOW)
     assert plan and plan.labels == pytest.approx(3000, abs=10)
     assert audits.aim(answers, first, problem, rules, desk=tmp_path, offices=offices, now=NOW) is None  # one plan a pair
-    assert not finished(plan, rows)
+    assert not finished(plan, rows, now=NOW)
     again, _ = look(rows, 1)
     assert again.outcome is Outcome.INCONCLUSIVE  # a plan that is not read yet changes nothing
 
@@ -281,7 +281,12 @@ def test_an_open_verdict_draws_a_plan_and_its_labels_decide(problem: Problem, po
     queue = questions(rows, problem, [plan], reader=HASHES[0], double=0.0)
     assert {one.id for one in queue} == set(plan.drawn)
     read = read_by(problem, rows, truth, set(plan.drawn), set(plan.twice))
-    assert finished(plan, read) and questions(read, problem, [plan], reader="reader-c", double=0.0) == []
+    assert finished(plan, read, now=NOW)
+    early = read.with_columns(
+        pl.when(pl.col("id") == plan.drawn[0]).then(NOW + 1.0).otherwise(pl.col("matured_at")).alias("matured_at")
+    )
+    assert not finished(plan, early, now=NOW), "one word may not judge yet"
+    assert questions(read, problem, [plan], reader="reader-c", double=0.0) == []
     second, answers = look(read, 2)
     assert second.outcome is Outcome.PASS, second.reason
     assert answers.facts.sampled and answers.facts.sampled.why == "plan"

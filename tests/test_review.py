@@ -232,6 +232,7 @@ def test_from_an_open_verdict_to_a_second_look(tmp_path: Path, capsys: pytest.Ca
     if "[sources.readers]" not in text:
         (folder / "problem.toml").write_text(text + '\n[sources.readers]\ntypes = ["review"]\n')
     rules = (folder / "policy.toml").read_text().replace("min_coverage = 0.8", "min_coverage = 0.5\nmax_looks = 2")
+    rules = rules.replace("limit = 0.07\n", "limit = 0.03\n")  # some 120 women's positives can't show that, even if none changes
     audit = '\n[audit]\nshare = 0.5\nbudget = 60\ndouble = 0.2\ngroups = ["sex"]\nreviewers_source = "readers"\n'
     (folder / "policy.toml").write_text(rules + audit)
     stage.problem = load_problem(folder)
@@ -268,7 +269,7 @@ def test_from_an_open_verdict_to_a_second_look(tmp_path: Path, capsys: pytest.Ca
         assert set(asked["propensity"].round(6)) != {1.0} and 0.3 < drawn.height / asked.height < 0.7
         assert {one["id"] for one in reviews("ann", "--list", "--limit", "1000")["questions"]} == set(drawn["id"])
 
-        factors = np.random.default_rng(1).normal(1.0, 0.3, 10_000)  # another model, about as good
+        factors = np.random.default_rng(1).normal(1.0, 0.1, 10_000)  # another model, as good
         head = Head(**{name: value * _like(factors, value) for name, value in stage.good.head.arrays().items()})
         other = Model(stage.good.card, stage.good.encoder, head, stage.good.reference)
         stage.judged(other.to_files())

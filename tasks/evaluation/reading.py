@@ -67,11 +67,15 @@ def wanted_readings(rows: pl.DataFrame, problem: Problem, plans: Sequence[Plan],
     return wanted
 
 
-def finished(plan: Plan, rows: pl.DataFrame) -> bool:
-    """Has every row of the plan been read as often as it asks, or got its outcome meanwhile?"""
+def finished(plan: Plan, rows: pl.DataFrame, *, now: float) -> bool:
+    """Has every row of the plan been read as often as it asks, or got its outcome meanwhile, and may it judge by now?
+
+    A word that comes before the row's outcome could have come judges no earlier than that (`matured_at`).
+    """
     twice, left = set(plan.twice), set(plan.drawn)
-    for id, said, origin in rows.select("id", "feedback", "origin").iter_rows():
-        if id in left and (origin == str(Origin.OUTCOME) or len(readings(said)) >= (2 if id in twice else 1)):
+    for id, said, origin, matured_at in rows.select("id", "feedback", "origin", "matured_at").iter_rows():
+        known = origin == str(Origin.OUTCOME) or len(readings(said)) >= (2 if id in twice else 1)
+        if id in left and known and matured_at is not None and matured_at <= now:
             left.discard(id)
     return not left
 

@@ -219,7 +219,8 @@ def likelihood_root(values: Floats, counts: Floats) -> Floats:
     ratio = 2.0 * (counts * np.log1p(np.where(inside, tilt, 0.0) * x)).sum(axis=-1)
     sign = np.sign(total[..., 0])
     root = sign * np.sqrt(np.maximum(ratio, 0.0))
-    return np.asarray(np.where(inside[..., 0], root, np.where(sign == 0, 0.0, sign * math.inf)))
+    beyond = np.select([sign > 0, sign < 0], [math.inf, -math.inf], 0.0)
+    return np.asarray(np.where(inside[..., 0], root, beyond))
 
 
 def below(design: Design, drop: float, error: float, level: float) -> bool:
