@@ -74,7 +74,8 @@ def main(
             if values:
                 print(f"{title}:")
             for key, value in values.items():
-                print(f"  {key:<{width}}  {value:.5g}" if isinstance(value, float) else f"  {key:<{width}}  {value}")
+                shown = f"{value:.5g}" if isinstance(value, float) else "in --json" if isinstance(value, list) else value
+                print(f"  {key:<{width}}  {shown}")
     for line in measured.broken:
         say(f"broken: {line}")
     return 1 if measured.broken else 0
