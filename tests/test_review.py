@@ -232,7 +232,7 @@ def test_from_an_open_verdict_to_a_second_look(tmp_path: Path, capsys: pytest.Ca
     if "[sources.readers]" not in text:
         (folder / "problem.toml").write_text(text + '\n[sources.readers]\ntypes = ["review"]\n')
     rules = (folder / "policy.toml").read_text().replace("min_coverage = 0.8", "min_coverage = 0.5\nmax_looks = 2")
-    rules = rules.replace("limit = 0.07\n", "limit = 0.03\n")  # some 120 women's positives can't show that, even if none changes
+    rules = rules.replace("limit = 0.07\n", "limit = 0.03\n")  # some 120 women's positives can't show that
     audit = '\n[audit]\nshare = 0.5\nbudget = 60\ndouble = 0.2\ngroups = ["sex"]\nreviewers_source = "readers"\n'
     (folder / "policy.toml").write_text(rules + audit)
     stage.problem = load_problem(folder)
