@@ -38,9 +38,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from truing.flows.demo.summary import Summary
+    from truing.tasks.release.versions import Version
 
 T = TypeVar("T")
 PATIENCE_S = 240.0  # for any one thing that the stack does by itself
+REPAIR_S = 60.0  # a repair takes a run of its own
 BATCH = 1000  # rows in one question
 
 
@@ -324,7 +326,25 @@ class Demo:
             else:
                 raise TruingError(f"expected the registry to refuse champion = v{version}, it took it; the lock is open")
             steadily(lambda: self.approver.reject(self.name, version, "blocked by the gate"))
+            self.repaired(version)
         self.tell.say(f"v{version} does not serve; the loop goes on with what serves now")
+
+    def repaired(self, version: str) -> None:
+        """What the trainer proposed by itself in the blocked one's place, and what the gate says of that. Left to people."""
+        payload = steadily(lambda: self.trainer.version(self.name, version)).payload
+
+        def proposed() -> Version | None:
+            own = [one for one in self.trainer.versions(self.name) if one.candidate and one.candidate.repairs == payload]
+            return own[-1] if own else None
+
+        try:
+            mended = until("a repair", proposed, patience_s=REPAIR_S)
+        except Unavailable:  # nothing that did better, or the problem's policy wants none
+            self.tell.say(f"no repair of v{version} was proposed within {REPAIR_S:.0f} s")
+            return
+        note = mended.candidate.note if mended.candidate else ""
+        self.tell.say(f"candidate v{mended.version}, proposed by the trainer itself: {note}")
+        self.verdict(mended.version)
 
 
 def version_table(made: Summary) -> Table:
