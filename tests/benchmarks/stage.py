@@ -53,7 +53,9 @@ class Stage:
         folder.mkdir(exist_ok=True)
         shutil.copytree(ROOT / "problems" / NAME, problems / NAME)
         policy = problems / NAME / "policy.toml"
-        policy.write_text(policy.read_text().replace("min_rows = 8000", "min_rows = 1500"))
+        # dozens of versions are judged here on rows that never change: all of them are free
+        evidence = "min_rows = 1500\nfree_candidates = 10000"
+        policy.write_text(policy.read_text().replace("min_rows = 8000", evidence))
         self.problem = load_problem(problems / NAME)
         self.policy = load_policy(problems / NAME, self.problem)
         gateway, registry, prefect, kafka = free_ports(4)
