@@ -290,4 +290,16 @@ def test_an_open_verdict_draws_a_plan_and_its_labels_decide(problem: Problem, po
     second, answers = look(read, 2)
     assert second.outcome is Outcome.PASS, second.reason
     assert answers.facts.sampled and answers.facts.sampled.why == "plan"
+
+    once = msgspec.structs.replace(plan, twice=())
+    alone = gather(
+        read_by(problem, rows, truth, set(plan.drawn), set()),
+        problem,
+        now=NOW,
+        min_coverage=rules.evidence.min_coverage,
+        plan=once,
+    )
+    evaluation, scores = assess(asked(read, problem, rules, candidate, evidence=alone), problem, rules)
+    third = judge(evaluation, scores, problem, rules, dataset="d", key="k", now=NOW, seed=2)
+    assert third.outcome is Outcome.INCONCLUSIVE and "so their error is unknown" in third.reason
     assert audits.aim(answers, first, problem, rules, desk=tmp_path, offices=offices, now=NOW) is None

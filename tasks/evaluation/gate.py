@@ -291,6 +291,13 @@ def _holds(evaluation: Evaluation, scores: Scores, policy: Policy) -> list[str]:
             f"{evaluation.coverage:.0%} of the holdout rows that should have an outcome have one, "
             f"the policy asks for {evidence.min_coverage:.0%}"
         )
+    if (
+        scores.weights is not None
+        and scores.noisy is not None
+        and (scores.noisy & scores.judged).any()
+        and not scores.doubles[0]
+    ):
+        holds.append("people read labels and none was read by two of them, so their error is unknown")
     if evaluation.look > evidence.max_looks:
         holds.append(f"this is look {evaluation.look} at the candidate, the policy pays for {evidence.max_looks}")
     unseen = evaluation.unseen or Unseen(n=0, holds=False)

@@ -190,25 +190,24 @@ def unpack(files: Mapping[str, bytes]) -> Case:
     found = {name: table[name] for name in table.columns}
     first = {facts.payloads[name]: name for name in reversed(_asked(facts))}
     try:
-        source = {name: first[payload] for name, payload in facts.payloads.items()}
+        said = {  # models of one payload share their arrays: nothing is counted twice
+            of: (found[f"probability.{of}"].to_numpy().astype(float), np.array(found[f"label.{of}"].to_list(), dtype=str))
+            for of in first.values()
+        }
         answers = Answers(
             ids=found["id"].to_list(),
             subjects=found["subject"].to_numpy().astype(np.int64),
             groups=found["groups"].to_list(),
             positive=_bools(found["positive"]), judged=_bools(found["judged"]), due=_bools(found["due"]),
             held=_bools(found["held"]),
-            probability={name: found[f"probability.{of}"].to_numpy().astype(float) for name, of in source.items()},
-            label={name: np.array(found[f"label.{of}"].to_list(), dtype=str) for name, of in source.items()},
+            probability={name: said[first[payload]][0] for name, payload in facts.payloads.items()},
+            label={name: said[first[payload]][1] for name, payload in facts.payloads.items()},
             facts=facts,
             found=[_bools(found[f"found.{i}"]) for i in range(len(facts.found))],
             **{name: found[name].to_numpy() for name in SAMPLE if name in found},
         )  # fmt: skip
     except (KeyError, ValueError, TypeError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{ROWS}: expected a column for every model and slice of {FACTS}, got {error!r}; restore it") from None
-    for name in {of for of in source.values()}:  # models of one payload share their arrays: nothing is counted twice
-        for other, of in source.items():
-            if of == name:
-                answers.probability[other], answers.label[other] = answers.probability[name], answers.label[name]
     return Case(
         answers=answers,
         decision=decoded(files, DECISION, Decision),

@@ -51,6 +51,12 @@ class Scores:
         """Rows that the labels speak for."""
         return self.judged if self.weights is None else self.weights > 0
 
+    @property
+    def error_unknown(self) -> bool:
+        """Are labels of the sample read by people, and no row by two of them?"""
+        read = self.noisy is not None and bool((self.noisy & self.judged).any())
+        return self.weights is not None and read and not self.doubles[0]
+
     def base_rate(self, mask: Bools) -> float | None:
         """Share of positives on some rows, estimated for the pool where labels are a sample; None where nothing is known."""
         if self.labels is None:
