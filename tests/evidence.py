@@ -8,10 +8,14 @@ import base64
 import shutil
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from truing.flows.cli.main import main
 from truing.infra.gateway.cache import Cache, State
 from truing.infra.keys import Keyring
 from truing.infra.settings import Settings
@@ -22,6 +26,7 @@ from truing.tasks.release.audit import Entry, Line, Mark, seal_line
 from truing.tasks.release.book import head_of, open_book
 from truing.tasks.release.manifest import release_name, release_of
 
+ROOT = Path(__file__).resolve().parent.parent
 HOUR = 3600.0
 PROBLEM = "adult"
 VERSIONS = {"1": Outcome.INCONCLUSIVE, "2": Outcome.PASS, "3": Outcome.PASS, "4": Outcome.BLOCK}
@@ -176,6 +181,21 @@ def template(folder: Path) -> Path:
         store.create_model_version(PROBLEM, f"mlflow-artifacts:/1/models/m-{version}/artifacts")
     store.engine.dispose()
     return folder
+
+
+def command_line(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """`go("verify", …)` → (exit code, stdout, stderr) on that folder; nothing runs at its ports, whatever runs elsewhere."""
+    for part in ("gateway", "registry", "prefect"):
+        monkeypatch.setenv(f"TRUING_PORTS__{part.upper()}", str(getattr(settings.ports, part)))
+
+    def go(*argv: str) -> tuple[int, str, str]:
+        code = main([*argv, "--data", str(settings.data), "--problems", str(ROOT / "problems")])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return go
 
 
 def text(envelope: Any) -> str:

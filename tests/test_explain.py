@@ -13,7 +13,6 @@ import pytest
 from evidence import PROBLEM, Folder, text
 from sealed import NOW, Rule, asked, lenient, sealed_rows
 
-from truing.flows.cli.main import main
 from truing.infra.settings import Settings
 from truing.tasks import seal
 from truing.tasks.evaluation.answers import Answers
@@ -63,15 +62,7 @@ def folder(
 
 @pytest.fixture
 def truing(folder: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    for part in ("gateway", "registry", "prefect"):
-        monkeypatch.setenv(f"TRUING_PORTS__{part.upper()}", str(getattr(folder.settings.ports, part)))
-
-    def go(*argv: str) -> tuple[int, str, str]:
-        code = main([*argv, "--data", str(folder.settings.data), "--problems", str(ROOT / "problems")])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return go
+    return evidence.command_line(folder.settings, capsys, monkeypatch)
 
 
 def kept(folder: Folder) -> Path:

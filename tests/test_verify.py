@@ -17,7 +17,6 @@ import evidence
 import pytest
 from evidence import PROBLEM, Folder, inside, text
 
-from truing.flows.cli.main import main
 from truing.infra.settings import Settings
 from truing.tasks import seal
 from truing.tasks.policy import Policy
@@ -37,16 +36,7 @@ def folder(tmp_path: Path, settings_in: Callable[..., Settings], policy: Policy,
 
 @pytest.fixture
 def truing(folder: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`truing("verify", …)` → (exit code, stdout, stderr) on that folder; nothing runs there."""
-    for part in ("gateway", "registry", "prefect"):
-        monkeypatch.setenv(f"TRUING_PORTS__{part.upper()}", str(getattr(folder.settings.ports, part)))
-
-    def go(*argv: str) -> tuple[int, str, str]:
-        code = main([*argv, "--data", str(folder.settings.data), "--problems", str(ROOT / "problems")])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return go
+    return evidence.command_line(folder.settings, capsys, monkeypatch)
 
 
 def checks(out: str) -> dict[tuple[str, str], dict[str, Any]]:
@@ -71,16 +61,15 @@ def test_every_version_is_checked_and_says_what_it_is(truing: Any) -> None:
 
 
 def test_before_anything_has_happened_nothing_is_missing(
-    tmp_path: Path, settings_in: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, settings_in: Callable[..., Settings], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_in(tmp_path)
-    where = ("--data", str(settings.data), "--problems", str(ROOT / "problems"))
-    assert main(["keys", "create", *where]) == 0
+    truing = evidence.command_line(settings, capsys, monkeypatch)
+    assert truing("keys", "create")[0] == 0
     settings.guard.mkdir()
-    capsys.readouterr()
-    assert main(["verify", *where]) == 0
-    assert "nothing recorded yet" in capsys.readouterr().out
-    assert main(["audit", "verify", *where]) == 0
+    code, out, _ = truing("verify")
+    assert code == 0 and "nothing recorded yet" in out
+    assert truing("audit", "verify")[0] == 0
 
 
 def forged(folder: Folder, version: str, tag: str, kind: str, **changed: Any) -> str:
