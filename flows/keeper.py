@@ -1,6 +1,6 @@
 """The keeper: lands what Kafka has, joins what landed, starts what is due. Three loops in one process, none waits for another.
 
-    intake   poll → judge → one Delta commit with the offsets in it        (10 to 20 ms a commit; nothing else on this thread)
+    intake   Kafka → landing (`landing.py`)
     joins    landed events → rows and holdout; counts labels; compacts     (at most every `ingest.join_every_s`)
     errands  control topic and counts → runs of deployments; trims the topic; signs of life
 
@@ -13,34 +13,30 @@ import fcntl
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 
 import polars as pl
 
 from truing.flows.errands import Start, Trigger, control_places, decide, remember
+from truing.flows.landing import RETRY_S, Landing
 from truing.infra.broker import connection
 from truing.infra.catalog import catalog
 from truing.infra.heartbeat import beat
 from truing.infra.keys import keyring
 from truing.infra.settings import Settings
 from truing.tasks.errors import TruingError, Unavailable
-from truing.tasks.events import checks as row_checks
 from truing.tasks.events import join
-from truing.tasks.events.intake import Check, app_of, land, places, recall
-from truing.tasks.events.lake import Lake, Stale, Vault
+from truing.tasks.events.intake import app_of
+from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.schema import Proofs
-from truing.tasks.events.stream import Chunk, Reader
+from truing.tasks.events.stream import Reader
 from truing.tasks.problem import Problem
 
 BEAT_S = 2.0
-RETRY_S = 0.5  # before something that was away is tried again
 COMPACT_S = 10.0
 FILES = 32  # small files of a table before they are merged: each costs every join 0.3 ms
 TRIM_S = 5.0
 HUNG_S = 300.0
-FEW = 500  # records: fewer are waited for a moment
-EVERYTHING = 5_000_000  # identities remembered while a new epoch is read from its start
 
 
 class Busy(Unavailable):
@@ -55,15 +51,12 @@ class Keeper:
         self.log = log
         self.start = start
         self.stop = threading.Event()
-        self.changed = threading.Event()  # something landed that is not joined yet
-        self.tally: Counter[str] = Counter()  # by disposition, type, reason; since this keeper began
-        self.ticked = time.monotonic()  # last sign of life of intake
         self.failed: BaseException | None = None
         self._said = ""
         self._lock = _claim(settings)
         ring = keyring(settings)
         self.problems: dict[str, Problem] = {name: problem for name, (problem, _) in catalog(settings.problems).items()}
-        self.proofs = Proofs.of(
+        proofs = Proofs.of(
             list(self.problems.values()),
             wire=ring.read("wire"),
             salt=ring.read("actor-salt"),
@@ -75,96 +68,13 @@ class Keeper:
                 root.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise Unavailable(f"expected a writable folder {root}, got: {error.strerror}; check its permissions") from None
-        self.checks: dict[str, Check] = {}
-        self._suites: dict[str, object] = {}
-        self.refresh_checks()
-        self.vault = Vault(settings.vault)  # of intake alone: every loop has handles of its own
+        self.landing = Landing(settings, problems=self.problems, proofs=proofs, stop=self.stop, log=log)
+        self.changed, self.tally = self.landing.changed, self.landing.tally
         self.triggers = self._triggers()
-        self._resume()
 
-    def _resume(self) -> None:
-        """Places, fences and memory from what is in the lake."""
-        kafka = self.settings.kafka
-        found = places(self.vault, kafka.group, kafka.topic)
-        self.recent = recall(self.vault)
-        self.reader = Reader(connection(self.settings), kafka.topic, found)
-        self._epochs = {partition: place.epoch for partition, place in found.items()}
-        self._recorded: dict[str, int | None] = {}
-
-    def refresh_checks(self) -> None:
-        """Compile the row checks of every problem whose suite is new or changed."""
-        for name, problem in self.problems.items():
-            suite = row_checks.load(problem, folder=self.settings.problems / name, kept=self.settings.lake / "expectations")
-            if name not in self.checks or suite != self._suites[name]:
-                self._suites[name] = suite
-                self.checks[name] = row_checks.compile(suite, problem)
-
-    # --- intake
-    def gather(self) -> list[Chunk]:
-        """Records for one commit: up to `ingest.batch`; after the first few, what comes within `ingest.linger_ms`."""
-        most = self.settings.ingest.batch
-        chunks = more = self.reader.poll(100, most)
-        count = sum(len(chunk.records) for chunk in chunks)
-        if 0 < count < FEW:
-            self.stop.wait(self.settings.ingest.linger_ms / 1000)
-        while more and count < most:
-            try:
-                more = self.reader.poll(1, most - count)
-            except Unavailable:  # what was read lands first: the reader stands behind it; the next poll says it again
-                break
-            count += sum(len(chunk.records) for chunk in more)
-            chunks = chunks + more
-        return chunks
-
-    def commit(self, chunks: list[Chunk]) -> int:
-        """Land the chunks in one Delta commit that carries the next offset of each partition. Raises Stale, Unavailable."""
-        kafka = self.settings.kafka
-        if any(chunk.epoch > self._epochs.get(chunk.partition, 0) for chunk in chunks):
-            self.recent = recall(self.vault, EVERYTHING)  # a log read again from its start: all of it may have landed
-        landing = land(chunks, topic=kafka.topic, proofs=self.proofs, recent=self.recent, checks=self.checks, now=time.time())
-        apps = {app_of(kafka.group, kafka.topic, *where): offset for where, offset in landing.positions.items()}
-        for app in apps:
-            if app not in self._recorded:
-                self._recorded[app] = self.vault.transaction("landing", app)
-        self.vault.append("landing", landing.frame, app=list(apps.items()), expect={app: self._recorded[app] for app in apps})
-        self._recorded.update(apps)
-        self._epochs.update(landing.positions.keys())
-        self.recent.add(landing.fresh)
-        self.tally.update(landing.counts)
-        for column in ("type", "reason"):
-            self.tally.update(
-                {f"{column} {value}": n for value, n in landing.frame[column].value_counts().iter_rows() if value}
-            )
-        self.changed.set()
-        return landing.frame.height
-
-    def intake(self) -> None:
-        """The loop that must not wait. What can't be committed now is held and tried again; nothing new is read meanwhile."""
-        held: list[Chunk] = []
-        said = ""
-        while not self.stop.is_set():
-            self.ticked = time.monotonic()
-            try:
-                held = held or self.gather()
-                if held:
-                    self.commit(held)
-                    held = []
-                if said:
-                    said = ""
-                    self.log("intake goes on")
-            except Stale as error:
-                self.log(f"{error}")
-                held = []
-                self.reader.close()
-                self._resume()
-            except Unavailable as error:
-                if str(error) != said:
-                    said = str(error)
-                    self.log(said)
-                self.stop.wait(RETRY_S)
-            while self.reader.notes:
-                self.log(self.reader.notes.pop(0))
-        self.reader.close()
+    @property
+    def reader(self) -> Reader:
+        return self.landing.reader
 
     # --- joins
     def joins(self) -> None:
@@ -180,7 +90,7 @@ class Keeper:
                     self.derive(vault, lake)
                 if begun - compacted > COMPACT_S:
                     compacted = begun
-                    self.refresh_checks()
+                    self.landing.refresh_checks()
                     vault.compact(above=FILES)
                     lake.compact(above=FILES)
             except TruingError as error:
@@ -240,18 +150,18 @@ class Keeper:
             now = time.monotonic()
             if now - beaten > BEAT_S:
                 beaten = now
-                if now - self.ticked > HUNG_S:  # a client library that spins is not cured by waiting
+                if now - self.landing.ticked > HUNG_S:  # a client library that spins is not cured by waiting
                     self.log(f"intake gave no sign for {HUNG_S:.0f} s; ending, to be started again")
                     os._exit(1)
                 self._beat()
             if kafka.trims and now - trimmed > TRIM_S:
                 trimmed = now
-                floor = self._trim(floor)
+                floor = self.landing.trim(floor)
         control.close()
         self._beat()
 
     def _beat(self) -> None:
-        idle_s = round(time.monotonic() - self.ticked, 1)
+        idle_s = round(time.monotonic() - self.landing.ticked, 1)
         beat(self.settings, "ingest", now=time.time(), counts=dict(self.tally), idle_s=idle_s)
 
     def _handle(self, vault: Vault, key: str, offset: int, value: bytes | None, app: tuple[str, int]) -> None:
@@ -268,24 +178,12 @@ class Keeper:
             self._said = text
             self.log(text)
 
-    def _trim(self, floor: dict[str, int]) -> dict[str, int]:
-        """Let the broker forget what has landed, but for the last record: what stands there tells this log from another."""
-        upto: dict[int, int] = {}
-        for app, offset in list(self._recorded.items()):
-            partition, epoch = (int(part) for part in app.rsplit(":", 2)[1:])
-            if offset and epoch == self._epochs.get(partition) and offset > floor.get(app, 0) + 500:
-                upto[partition] = offset - 1
-                floor = floor | {app: offset}
-        if upto:
-            self.reader.trim(upto)
-        return floor
-
     # --- running
     def run(self) -> None:
         """All loops until `stop`; raises what any of them died of."""
         threads = [
             threading.Thread(target=self._guard, args=(loop,), name=loop.__name__, daemon=True)
-            for loop in (self.intake, self.joins, self.errands)
+            for loop in (self.landing.run, self.joins, self.errands)
         ]
         for thread in threads:
             thread.start()
@@ -312,9 +210,7 @@ class Keeper:
 
 def drain(keeper: Keeper) -> dict[str, int]:
     """Land and join all that is there now, on this thread, without the loops. Returns the tally. Raises Unavailable."""
-    while (chunks := keeper.gather()) or keeper.reader.lag():
-        if chunks:
-            keeper.commit(chunks)
+    keeper.landing.drain()
     vault, lake = Vault(keeper.settings.vault), Lake(keeper.settings.lake)
     keeper.derive(vault, lake)
     return dict(keeper.tally)

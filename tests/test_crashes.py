@@ -98,7 +98,7 @@ DECIDE = (
     Point("verdict in the book, not attached", "steward", "truing.tasks.release.book:Book.add_verdict", "after"),
 )
 KEEPER = (
-    Point("read, not landed", "ingest", "truing.flows.keeper:Keeper.commit", "before"),
+    Point("read, not landed", "ingest", "truing.flows.landing:Landing.commit", "before"),
     Point("landed, not joined", "ingest", "truing.tasks.events.lake:Store.append", "after", "'landing'"),
     Point("joined into rows, not into the holdout", "ingest", "truing.tasks.events.join:write", "after", "'rows'"),
     Point("merged small files, old ones still there", "ingest", "deltalake.table:DeltaTable.vacuum", "before"),
