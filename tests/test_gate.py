@@ -14,7 +14,8 @@ import polars as pl
 import pytest
 
 from truing.tasks.errors import DataError
-from truing.tasks.evaluation.comparison import compare, rows_digest
+from truing.tasks.evaluation.answers import ask, rows_digest
+from truing.tasks.evaluation.comparison import assess
 from truing.tasks.evaluation.gate import judge
 from truing.tasks.evaluation.ledger import Look, look_at, note_look, read_ledger
 from truing.tasks.evaluation.scores import Scores
@@ -111,7 +112,7 @@ def weigh(
     models = {role: Reader(name, problem) if name else None for role, name in named.items()}
     assert models["candidate"]
     digests = {role: f"payload-{name}" for role, name in named.items() if name}
-    return compare(frame, problem, RULES, **models, digests=digests, look=look, now=NOW)  # type: ignore[arg-type]
+    return assess(ask(frame, problem, RULES, **models, digests=digests, look=look, now=NOW), problem, RULES)  # type: ignore[arg-type]
 
 
 def verdict(frame: pl.DataFrame, problem: Problem, policy: Policy = RULES, **options: Any) -> Verdict:
@@ -288,7 +289,7 @@ def test_rows_that_teach_or_lack_columns_are_refused(problem: Problem) -> None:
 def test_models_of_one_digest_are_asked_once(problem: Problem) -> None:
     one = Reader("old", problem)
     digests = {"candidate": "c", "champion": "p", "none": "p", "anchor": "p"}
-    compare(
+    answers = ask(
         rows(problem, 20),
         problem,
         RULES,
@@ -329,7 +330,7 @@ def test_drift_is_the_share_of_all_holdout_rows_answered_otherwise_than_by_the_a
 def test_latency_size_and_shift_are_what_was_handed_in(problem: Problem) -> None:
     ticks = iter([5.0, 5.5])
     inputs = {name: 1.0 for name in problem.inputs}
-    evaluation, _ = compare(
+    answers = ask(
         rows(problem, 100),
         problem,
         RULES,
@@ -344,6 +345,7 @@ def test_latency_size_and_shift_are_what_was_handed_in(problem: Problem) -> None
         size_mb=2.5,
         reference=[inputs] * 10,
     )
+    evaluation, _ = assess(answers, problem, RULES)
     assert evaluation.latency_ms == pytest.approx(5000.0)  # half a second for 100 rows
     assert evaluation.size_mb == 2.5 and set(evaluation.shift) == set(problem.inputs)
 

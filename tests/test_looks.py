@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 from test_gate import NOW, Reader, clause, only, rows
 
-from truing.tasks.evaluation.comparison import compare
+from truing.tasks.evaluation.answers import ask
+from truing.tasks.evaluation.comparison import assess
 from truing.tasks.evaluation.gate import holds_on, judge
 from truing.tasks.evaluation.ledger import Look, candidates_since, level_share, note_look, read_ledger, shown_until
 from truing.tasks.evaluation.unseen import confirm, part
@@ -34,7 +35,8 @@ def look(candidate: str, at: float, *, champion: str | None = "one", anchor: str
 
 def asked(frame: pl.DataFrame, problem: Problem, policy: Policy = POLICY, **counts: object) -> Verdict:
     models = {role: Reader(name, problem) for role, name in (("candidate", "new"), ("champion", "old"), ("anchor", "far"))}
-    evaluation, scores = compare(frame, problem, policy, **models, none=None, digests=PAYLOADS, look=1, now=NOW, **counts)  # type: ignore[arg-type]
+    answers = ask(frame, problem, policy, **models, none=None, digests=PAYLOADS, look=1, now=NOW, **counts)  # type: ignore[arg-type]
+    evaluation, scores = assess(answers, problem, policy)
     return judge(evaluation, scores, problem, policy, dataset="d", key="k", now=NOW, seed=1)
 
 
@@ -166,7 +168,6 @@ def test_no_rows_confirm_nothing(problem: Problem) -> None:
     models = {role: Reader(name, problem) for role, name in (("candidate", "new"), ("champion", "old"), ("anchor", "far"))}
     none = confirm(rows(problem, 10).clear(), problem, POLICY, **models, digests=PAYLOADS, looks=9, looks_anchor=9, now=NOW)
     assert none == Unseen(n=0, holds=False)
-    evaluation, scores = compare(
-        rows(problem, 10).clear(), problem, POLICY, **models, none=None, digests=PAYLOADS, look=1, now=NOW
-    )  # type: ignore[arg-type]
+    answers = ask(rows(problem, 10).clear(), problem, POLICY, **models, none=None, digests=PAYLOADS, look=1, now=NOW)
+    evaluation, scores = assess(answers, problem, POLICY)
     assert not holds_on(evaluation, scores, problem, POLICY)

@@ -133,7 +133,28 @@ def ask(
     evidence: Evidence | None = None,
     measured: Measured | None = None,
 ) -> Answers:
-    """Ask all models about the holdout rows, and look for slices. Arguments and errors as in `comparison.compare`."""
+    """Ask all models about the holdout rows that may judge, and look for slices.
+
+    Args:
+        rows: the vault's holdout, newest state of each row. With the unmatured ones too (`vault.holdout(…, matured=False)`)
+            selection rates count all of them, and the coverage is worked out here.
+        candidate, champion, none, anchor: models; "none" is the candidate's parent without the new rows ("no update").
+        digests: payload digest of each model given, by those names. Models of one digest are asked once.
+        look: which look at this candidate this is, from 1 (`ledger.look_at`).
+        looks, looks_anchor: how many different candidates were judged since the champion was released, and since the anchor was
+            pinned, this one included (`ledger.candidates_since`).
+        unseen: what rows say that no verdict has shown, where the free candidates are spent (`gate.holds_on`).
+        coverage: share of the holdout rows old enough for an outcome that have one, where the caller knows it better: pass
+            it when `rows` holds matured ones only, else it reads 1.
+        timer: a clock in seconds; without one `latency_ms` (candidate, per 1,000 rows) is 0.
+        size_mb: the candidate's files together, 10^6 bytes.
+        reference: inputs that the candidate learned from; with them, `shift` is each input's PSI against the judging rows.
+        evidence: how the labels were drawn, where they are a sample of the pool (`evidence.gather`).
+        measured: what asking the models with other inputs has shown.
+
+    Raises:
+        DataError: a column is missing, a row is not a holdout row, or a model doesn't answer every row.
+    """
     chosen, column = holdout(rows, problem, now)
     ids = chosen["id"].to_list()
     sample: dict[str, Any] = evidence.on(ids) if evidence is not None else {}

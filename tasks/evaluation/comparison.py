@@ -10,85 +10,22 @@ evaluation can be made again from what was kept of them (`rebuild`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
 import msgspec
 import numpy as np
 
-from truing.tasks.evaluation.answers import MODELS, Answers, Measured, Predictor, ask, rows_digest
+from truing.tasks.evaluation.answers import MODELS, Answers
 from truing.tasks.evaluation.discovery import confirm
 from truing.tasks.evaluation.indicators import measure
 from truing.tasks.evaluation.scores import PRIOR, Scores
 from truing.tasks.evaluation.slices import slices_of
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
-from truing.tasks.records import Cell, Estimate, Evaluation, Unseen
+from truing.tasks.records import Cell, Estimate, Evaluation
 from truing.tasks.seal import digest
 from truing.tasks.statistics.cells import ALL, METRICS, Bools
 from truing.tasks.statistics.fairness import rate_of
 from truing.tasks.statistics.intervals import rate_interval
 from truing.tasks.statistics.paired import Paired, interval
-
-if TYPE_CHECKING:
-    import polars as pl
-
-    from truing.tasks.evaluation.evidence import Evidence
-
-__all__ = ["MODELS", "Measured", "Predictor", "assess", "compare", "estimate", "rows_digest"]
-
-
-def compare(
-    rows: pl.DataFrame,
-    problem: Problem,
-    policy: Policy,
-    *,
-    candidate: Predictor,
-    champion: Predictor | None,
-    none: Predictor | None,
-    anchor: Predictor | None,
-    digests: Mapping[str, str | None],
-    look: int,
-    now: float,
-    looks: int = 1,
-    looks_anchor: int = 1,
-    unseen: Unseen | None = None,
-    coverage: float | None = None,
-    timer: Callable[[], float] | None = None,
-    size_mb: float = 0.0,
-    reference: Sequence[Mapping[str, Any]] | None = None,
-    evidence: Evidence | None = None,
-    measured: Measured | None = None,
-) -> tuple[Evaluation, Scores]:
-    """Score all models on the holdout rows that may judge.
-
-    Args:
-        rows: the vault's holdout, newest state of each row. With the unmatured ones too (`vault.holdout(…, matured=False)`)
-            selection rates count all of them, and the coverage is worked out here.
-        candidate, champion, none, anchor: models; "none" is the candidate's parent without the new rows ("no update").
-        digests: payload digest of each model given, by those names. Models of one digest are asked once.
-        look: which look at this candidate this is, from 1 (`ledger.look_at`).
-        looks, looks_anchor: how many different candidates were judged since the champion was released, and since the anchor was
-            pinned, this one included (`ledger.candidates_since`).
-        unseen: what rows say that no verdict has shown, where the free candidates are spent (`gate.holds_on`).
-        coverage: share of the holdout rows old enough for an outcome that have one, where the caller knows it better: pass
-            it when `rows` holds matured ones only, else it reads 1.
-        timer: a clock in seconds; without one `latency_ms` (candidate, per 1,000 rows) is 0.
-        size_mb: the candidate's files together, 10^6 bytes.
-        reference: inputs that the candidate learned from; with them, `shift` is each input's PSI against the judging rows.
-        evidence: how the labels were drawn, where they are a sample of the pool (`evidence.gather`).
-        measured: what asking the models with other inputs has shown.
-
-    Raises:
-        DataError: a column is missing, a row is not a holdout row, or a model doesn't answer every row.
-    """
-    answers = ask(
-        rows, problem, policy, candidate=candidate, champion=champion, none=none, anchor=anchor, digests=digests, look=look,
-        now=now, looks=looks, looks_anchor=looks_anchor, unseen=unseen, coverage=coverage, timer=timer,
-        size_mb=size_mb, reference=reference, evidence=evidence,
-        measured=measured,
-    )  # fmt: skip
-    return assess(answers, problem, policy)
 
 
 def assess(answers: Answers, problem: Problem, policy: Policy, *, evidence: str = "") -> tuple[Evaluation, Scores]:

@@ -7,7 +7,7 @@
 - Rows that nobody could have drawn and that have no label take whatever label would be worst for the candidate, and so do rows
   that were drawn and not read yet. Where both models agree that costs nothing.
 
-An evidence record names all this by row id; `compare` lines it up with the answers.
+An evidence record names all this by row id; `ask` lines it up with the answers.
 """
 
 from __future__ import annotations

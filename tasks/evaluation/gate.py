@@ -75,7 +75,7 @@ def judge(
     """The gate's word on one candidate.
 
     Args:
-        evaluation, scores: what `comparison.compare` returned, both of them.
+        evaluation, scores: what `comparison.assess` returned, both of them.
         dataset: digest of the dataset version the candidate learned from.
         key: id of the key that will sign the verdict.
         seed: of the joint distribution's draws; the same seed, rows and policy give the same verdict.
@@ -165,11 +165,11 @@ def _check(evaluation: Evaluation, scores: Scores, problem: Problem) -> None:
     if evaluation.problem != problem.name:
         raise DataError(f"evaluation: expected one of {problem.name}, got one of {evaluation.problem}; compare on its own rows")
     if evaluation.rows != scores.rows or evaluation.n != scores.n:
-        raise DataError("evaluation and scores: expected the same rows, got different ones; pass both results of one compare")
+        raise DataError("evaluation and scores: expected the same rows, got different ones; pass both results of one `assess`")
     for name in ("champion", "anchor"):
         if (getattr(evaluation, name) is not None) != (name in scores.probability):
             raise DataError(
-                f"evaluation and scores: expected both or neither to know the {name}; pass both results of one compare"
+                f"evaluation and scores: expected both or neither to know the {name}; pass both results of one `assess`"
             )
 
 

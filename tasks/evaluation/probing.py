@@ -39,7 +39,7 @@ def probe(
 ) -> Measured:
     """What swapped and shuffled inputs show, on rows that may judge. Same arguments, same numbers.
 
-    `rows` as in `comparison.compare`; `parent` is the model whose reasons the candidate's are compared with.
+    `rows` as in `answers.ask`; `parent` is the model whose reasons the candidate's are compared with.
     """
     import polars as pl
 

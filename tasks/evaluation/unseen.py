@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from truing.tasks.evaluation.answers import Predictor, holdout
-from truing.tasks.evaluation.comparison import compare
+from truing.tasks.evaluation.answers import Predictor, ask, holdout
+from truing.tasks.evaluation.comparison import assess
 from truing.tasks.evaluation.gate import holds_on
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem, seconds
@@ -51,8 +51,9 @@ def confirm(
     """What the unseen rows say of a candidate: how many they are, and whether it would pass on them alone. Nothing else."""
     if rows.is_empty():
         return Unseen(n=0, holds=False)
-    evaluation, scores = compare(
+    answers = ask(
         rows, problem, policy, candidate=candidate, champion=champion, none=None, anchor=anchor, digests=digests, look=1,
         now=now, looks=looks, looks_anchor=looks_anchor, evidence=evidence,
     )  # fmt: skip
+    evaluation, scores = assess(answers, problem, policy)
     return Unseen(n=scores.n, holds=holds_on(evaluation, scores, problem, policy))

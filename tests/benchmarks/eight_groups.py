@@ -197,7 +197,7 @@ def rows_of(counts: Counts) -> Rows:
 
 
 def scores_of(rows: Rows, *, champion: str = "champion") -> tuple[Evaluation, Scores]:
-    """What `compare` would hand to `judge` about these rows, each a subject of its own and labelled."""
+    """What `assess` would hand to `judge` about these rows, each a subject of its own and labelled."""
     n = len(rows.positive)
     slices = {ALL: np.ones(n, dtype=bool)} | {f"g={name}": rows.group == code for code, name in enumerate(GROUPS)}
     base = float(rows.positive.mean()) if n else 0.0

@@ -1,6 +1,6 @@
 """Can harm come in small steps? Every candidate loses two more points of women's TPR; each alone passes.
 
-Through `compare` and `judge` with a real policy: limit 5 points against the champion, and 5 against the anchor, which stays
+Through `ask`, `assess`, `judge` and a real policy: limit 5 points against the champion, and 5 against the anchor, which stays
 the first release. Candidate i is the champion of its time with two more points of women's TPR gone and 0.4 % of all answers
 changed by chance, on one sealed set of as many rows as one step alone needs. Who passes becomes champion; anything else
 releases nobody. The third has lost six points since the anchor: its clause has to *block*, not only to hold. Beside it the
@@ -22,7 +22,8 @@ import numpy as np
 import polars as pl
 from harness import Measured, main, say
 
-from truing.tasks.evaluation.comparison import compare
+from truing.tasks.evaluation.answers import ask
+from truing.tasks.evaluation.comparison import assess
 from truing.tasks.evaluation.gate import judge
 from truing.tasks.policy import Clause, Evidence, Policy
 from truing.tasks.problem import Group, Input, Problem
@@ -89,12 +90,13 @@ def world(seed: int) -> tuple[pl.DataFrame, list[Step]]:
     return rows, models
 
 
-def ask(rows: pl.DataFrame, candidate: Step, champion: Step, anchor: Step | None, *, looks_anchor: int, seed: int) -> Verdict:
+def asked(rows: pl.DataFrame, candidate: Step, champion: Step, anchor: Step | None, *, looks_anchor: int, seed: int) -> Verdict:
     digests = {"candidate": candidate.name, "champion": champion.name, "anchor": anchor.name if anchor else None}
-    evaluation, scores = compare(
+    answers = ask(
         rows, PROBLEM, POLICY, candidate=candidate, champion=champion, none=None, anchor=anchor, digests=digests, look=1,
         now=NOW, looks_anchor=looks_anchor,
     )  # fmt: skip
+    evaluation, scores = assess(answers, PROBLEM, POLICY)
     return judge(evaluation, scores, PROBLEM, POLICY, dataset="d", key="k", now=NOW, seed=seed)
 
 
@@ -103,7 +105,7 @@ def walk(seed: int, *, anchored: bool) -> tuple[int, int | None, str, list[str]]
     rows, models = world(seed)
     champion, released = models[0], 0
     for i, candidate in enumerate(models[1:], start=1):
-        verdict = ask(rows, candidate, champion, models[0] if anchored else None, looks_anchor=i, seed=seed)
+        verdict = asked(rows, candidate, champion, models[0] if anchored else None, looks_anchor=i, seed=seed)
         if verdict.outcome is Outcome.BLOCK:
             return released, i, verdict.reason, [one.against for one in verdict.clauses if one.outcome is Outcome.BLOCK]
         if verdict.outcome is not Outcome.PASS:

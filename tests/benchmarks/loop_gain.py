@@ -1,6 +1,6 @@
 """Does the loop make the model better, and does the gate stop the round that would make it worse?
 
-The loop's own code without its servers: world → landed events → join → tag → freeze → tune → compare → judge → release if it
+The loop's own code without its servers: world → landed events → join → tag → freeze → tune → ask → judge → release if it
 passes. Every release is measured on the traffic that followed it, against its parent and against "never updated". A seed is one
 unit: what is pooled are means of seeds, with one-sided 97.5 % bounds by Student's t.
 
@@ -30,7 +30,8 @@ from harness import ROOT, Measured, main, say
 
 from truing.flows.demo.adult import read_adult
 from truing.flows.demo.world import Case, Scenario, Word, World
-from truing.tasks.evaluation.comparison import compare
+from truing.tasks.evaluation.answers import ask
+from truing.tasks.evaluation.comparison import assess
 from truing.tasks.evaluation.gate import judge
 from truing.tasks.events.join import join
 from truing.tasks.events.lake import LANDING
@@ -150,12 +151,13 @@ def simulate(seed: int, *, scenario: Scenario, problem: Problem, policy: Policy,
         validation = labelled.filter(pl.col("split") == str(Split.VALIDATION))
         tuned = tune(problem, policy, samples, validation, champion, seed=seed, trials=trials, threads=1)
         taught.append(samples.select(pl.lit(dataset.digest).alias("dataset"), pl.col("id").alias("row"), "target", "origin"))
-        evaluation, scores = compare(
+        answers = ask(
             rows.filter(pl.col("split") == str(Split.HOLDOUT)), problem, policy, candidate=tuned.model, champion=champion,
             none=champion, anchor=never, look=1, now=now,
             digests={"candidate": tuned.model.payload, "champion": champion.payload, "none": champion.payload,
                      "anchor": never.payload},
         )  # fmt: skip
+        evaluation, scores = assess(answers, problem, policy)
         verdict = judge(evaluation, scores, problem, policy, dataset=dataset.digest, key="k", now=now, seed=1)
         verdicts[dataset.digest] = verdict.outcome
         after = world.traffic(number + 1)

@@ -31,7 +31,8 @@ import polars as pl
 from harness import ROOT, Measured, main, say
 
 from truing.flows.demo.adult import read_adult
-from truing.tasks.evaluation.comparison import compare
+from truing.tasks.evaluation.answers import ask
+from truing.tasks.evaluation.comparison import assess
 from truing.tasks.evaluation.counterfactual import table_effects
 from truing.tasks.evaluation.gate import judge
 from truing.tasks.evaluation.probing import scored
@@ -232,10 +233,11 @@ def _as_spouse(model: Model, parts: Split, problem: Problem) -> float:
 
 def _held_by_gate(problem: Problem, policy: Policy, holdout: pl.DataFrame, model: Model, base: Model) -> float:
     """The same gap by the gate's own comparison: there is no second way of counting."""
-    evaluation, _ = compare(
+    asked = ask(
         holdout, problem, policy, candidate=model, champion=base, none=None, anchor=None, look=1, now=10.0,
         digests={"candidate": model.payload, "champion": base.payload},
     )  # fmt: skip
+    evaluation, _ = assess(asked, problem, policy)
     cell = {(one.slice, one.metric): one.candidate or 0.0 for one in evaluation.cells}
     return max(abs(cell["sex=Female", metric] - cell["sex=Male", metric]) for metric in ("tpr", "fpr"))
 
@@ -277,10 +279,11 @@ def _blocked_round(problem: Problem, policy: Policy, parts: Split, never: Model,
 
 def _verdict(problem: Problem, policy: Policy, parts: Split, model: Model, champion: Model, anchor: Model) -> Any:
     digests = {"candidate": model.payload, "champion": champion.payload, "none": champion.payload, "anchor": anchor.payload}
-    evaluation, scores = compare(
+    asked = ask(
         parts.holdout, problem, policy, candidate=model, champion=champion, none=champion, anchor=anchor, look=1, now=10.0,
         digests=digests,
     )  # fmt: skip
+    evaluation, scores = assess(asked, problem, policy)
     return judge(evaluation, scores, problem, policy, dataset="d", key="k", now=10.0, seed=1)
 
 
