@@ -29,18 +29,23 @@ EVERYTHING = 5_000_000  # identities remembered while a new epoch is read from i
 
 
 class Landing:
-    """Reader, memory and fences of one keeper. `run` returns when `stop` is set and the commit in flight is done."""
+    """Reader, memory and fences of one keeper. `run` returns when `stop` is set and the commit in flight is done.
+
+    `share` = (k, n): of n keepers this is number k; it lands the partitions p with p % n == k.
+    """
 
     def __init__(
         self,
         settings: Settings,
         *,
+        share: tuple[int, int] = (0, 1),
         problems: Mapping[str, Problem],
         proofs: Proofs,
         stop: threading.Event,
         log: Callable[[str], None],
     ) -> None:
         self.settings = settings
+        self.share = share
         self.problems = problems
         self.proofs = proofs
         self.stop = stop
@@ -59,9 +64,13 @@ class Landing:
         kafka = self.settings.kafka
         found = places(self.vault, kafka.group, kafka.topic)
         self.recent = recall(self.vault)
-        self.reader = Reader(connection(self.settings), kafka.topic, found)
-        self._epochs = {partition: place.epoch for partition, place in found.items()}
+        self.reader = Reader(connection(self.settings), kafka.topic, found, share=self.share)
+        self._epochs = {partition: place.epoch for partition, place in self.reader.places.items()}
+        # What the places were read from, and nothing newer: another owner's commit since then must fail our first one.
         self._recorded: dict[str, int | None] = {}
+        for partition, place in self.reader.places.items():
+            app = app_of(kafka.group, kafka.topic, partition, place.epoch)
+            self._recorded[app] = None if self.vault.transaction("landing", app) is None else place.offset
 
     def refresh_checks(self) -> None:
         """Compile the row checks of every problem whose suite is new or changed."""
@@ -94,10 +103,8 @@ class Landing:
             self.recent = recall(self.vault, EVERYTHING)  # a log read again from its start: all of it may have landed
         landing = land(chunks, topic=kafka.topic, proofs=self.proofs, recent=self.recent, checks=self.checks, now=time.time())
         apps = {app_of(kafka.group, kafka.topic, *where): offset for where, offset in landing.positions.items()}
-        for app in apps:
-            if app not in self._recorded:
-                self._recorded[app] = self.vault.transaction("landing", app)
-        self.vault.append("landing", landing.frame, app=list(apps.items()), expect={app: self._recorded[app] for app in apps})
+        expected = {app: self._recorded.get(app) for app in apps}  # None: the first commit of a new epoch
+        self.vault.append("landing", landing.frame, app=list(apps.items()), expect=expected)
         self._recorded.update(apps)
         self._epochs.update(landing.positions.keys())
         self.recent.add(landing.fresh)

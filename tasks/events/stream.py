@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -108,11 +108,22 @@ class Publisher:
 
 
 class Reader:
-    """Reads one topic from given places on. One thread only; `places` always says what was handed out so far."""
+    """Reads one topic from given places on. One thread only; `places` always says what was handed out so far.
 
-    def __init__(self, connection: Mapping[str, Any], topic: str, places: Mapping[int, Place] | None = None) -> None:
+    `share` = (k, n): of n readers this is number k, and it reads the partitions p with p % n == k.
+    """
+
+    def __init__(
+        self,
+        connection: Mapping[str, Any],
+        topic: str,
+        places: Mapping[int, Place] | None = None,
+        *,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         self.topic = topic
-        self.places: dict[int, Place] = dict(places or {})
+        self.share = share
+        self.places: dict[int, Place] = {number: (places or {})[number] for number in self._mine(places or ())}
         self.notes: list[str] = []  # what a person should know; the caller takes them out
         self._connection = dict(connection)
         self._consumer: Any = None
@@ -202,7 +213,7 @@ class Reader:
                     raise Unavailable(
                         f"expected the topic {self.topic} on the broker, found none; run `truing up` or create it"
                     )
-                partitions = self._partitions(found)
+                partitions = self._partitions(self._mine(found))
                 begins = self._consumer.beginning_offsets(partitions)
                 ends = self._consumer.end_offsets(partitions)
                 for tp in partitions:
@@ -241,7 +252,7 @@ class Reader:
         """Nothing came for a while: has the log become shorter, has it grown partitions, or do we stand before something?"""
         found = self._consumer.partitions_for_topic(self.topic)
         ends = self._consumer.end_offsets(self._partitions(self.places))
-        if set(found or ()) != set(self.places) or any(end != self._consumer.position(tp) for tp, end in ends.items()):
+        if self._mine(found or ()) != set(self.places) or any(end != self._consumer.position(tp) for tp, end in ends.items()):
             self.close()  # open again: everything is looked at there
 
     def _broken(self) -> bool:
@@ -265,6 +276,10 @@ class Reader:
         from kafka import KafkaConsumer
 
         return KafkaConsumer(**{**CONSUMER, **self._connection, **more})
+
+    def _mine(self, numbers: Iterable[int]) -> set[int]:
+        own, readers = self.share
+        return {number for number in numbers if number % readers == own}
 
     def _partitions(self, numbers: Any) -> list[Any]:
         from kafka import TopicPartition
