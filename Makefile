@@ -37,6 +37,7 @@ lint: setup
 
 types: setup
 	@mkdir -p .types/truing && for part in flows tasks infra; do ln -sfn ../../$$part .types/truing/$$part; done
+	@ln -sfn ../../infra/front .types/truing/client
 	@MYPYPATH=.types $(BIN)/mypy -p truing
 
 format: setup
