@@ -1,6 +1,6 @@
 """The process that keeps ingest on: the keeper's loops, and beside them one Prefect run after another that shows them.
 
-    python -m truing.flows.always
+    python -m truing.flows.always [NUMBER]        keeper NUMBER of `ingest.keepers`, else 0
 
 Intake never waits for Prefect: segments run on a thread of their own, and while no server answers there are none. SIGTERM
 finishes the commit in flight, ends the run and exits 0.
@@ -14,20 +14,21 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from truing.flows.errands import prefect
 from truing.flows.keeper import Keeper
 from truing.infra import settings as settings_module
 from truing.infra.broker import quiet_client
+from truing.infra.keepers import part
 from truing.infra.settings import Settings
 from truing.infra.status import prefect_call
 from truing.infra.workflow import log_in
-from truing.tasks.errors import Refused, TruingError, Unavailable
+from truing.tasks.errors import Refused, TruingError, Unavailable, UsageError
 
 AGAIN_S = 2.0  # before Prefect is asked again
 LAST_S = 6.0  # how long the last run may take to end after the keeper has
-TAG = "keeper"
 
 
 def log(text: str) -> None:
@@ -35,19 +36,24 @@ def log(text: str) -> None:
     sys.stderr.flush()
 
 
-def begin(settings: Settings) -> dict[str, Any]:
-    """A new run of `ingest/all` for this process, as Prefect's JSON. Runs that an earlier keeper left behind become Crashed.
+def tag(number: int) -> str:
+    """By which the runs of one keeper are known in Prefect."""
+    return part(number).replace("ingest", "keeper")
+
+
+def begin(settings: Settings, number: int = 0) -> dict[str, Any]:
+    """A new run of `ingest/all` for this keeper, as Prefect's JSON. Runs that an earlier one left behind become Crashed.
 
     The run is Pending from the start: a runner only takes Scheduled ones. Raises Unavailable.
     """
-    left = {"flow_runs": {"tags": {"all_": [TAG]}, "state": {"type": {"any_": ["RUNNING", "PENDING", "SCHEDULED"]}}}}
+    left = {"flow_runs": {"tags": {"all_": [tag(number)]}, "state": {"type": {"any_": ["RUNNING", "PENDING", "SCHEDULED"]}}}}
     for run in prefect_call(settings, "POST", "/flow_runs/filter", left):
         state = {"type": "CRASHED", "name": "Crashed", "message": "its keeper is gone"}
         prefect_call(settings, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
     found = prefect_call(settings, "GET", "/deployments/name/ingest/all", missing=True)
     if found is None:
         raise Unavailable("expected the deployment ingest/all in Prefect, found none; is the runner up?")
-    wanted = {"state": {"type": "PENDING"}, "name": time.strftime("segment %d %b %H:%M:%S"), "tags": [TAG]}
+    wanted = {"state": {"type": "PENDING"}, "name": time.strftime("segment %d %b %H:%M:%S"), "tags": [tag(number)]}
     made: dict[str, Any] = prefect_call(settings, "POST", f"/deployments/{found['id']}/create_flow_run", wanted)
     return made
 
@@ -57,7 +63,7 @@ def segments(keeper: Keeper) -> None:
     said = ""
     while not keeper.stop.is_set():
         try:
-            made = begin(keeper.settings)
+            made = begin(keeper.settings, keeper.number or 0)
             if said:
                 said = ""
                 log("Prefect answers again")
@@ -93,14 +99,22 @@ def segment(keeper: Keeper, made: dict[str, Any]) -> None:
         ) from None
 
 
+def numbered(arguments: Sequence[str]) -> int:
+    """The keeper's number. Raises UsageError."""
+    if len(arguments) > 1 or not all(one.isascii() and one.isdigit() for one in arguments):
+        raise UsageError(f"expected a keeper's number, got {' '.join(arguments)}; 0 is the first")
+    return int(arguments[0]) if arguments else 0
+
+
 def main() -> int:
     settings_module.quiet()
     quiet_client()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
+        number = numbered(sys.argv[1:])
         settings = settings_module.current()
         log_in(settings)
-        keeper = Keeper(settings, start=prefect(settings), log=log)
+        keeper = Keeper(settings, start=prefect(settings), log=log, number=number)
     except TruingError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

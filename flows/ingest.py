@@ -72,7 +72,7 @@ def once() -> dict[str, int]:
 
     settings, log = current(), get_run_logger()
     try:
-        keeper = Keeper(settings, start=prefect(settings), log=log.info)
+        keeper = Keeper(settings, start=prefect(settings), log=log.info, number=None)
     except Busy as error:
         log.info("%s", error)
         return {}

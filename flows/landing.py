@@ -25,6 +25,7 @@ from truing.tasks.problem import Problem
 
 RETRY_S = 0.5  # before something that was away is tried again
 FEW = 500  # records: fewer are waited for a moment
+TRIM = 500  # records that are worth a word to the broker
 EVERYTHING = 5_000_000  # identities remembered while a new epoch is read from its start
 
 
@@ -55,6 +56,8 @@ class Landing:
         self.ticked = time.monotonic()  # last sign of life
         self.checks: dict[str, Check] = {}
         self._suites: dict[str, object] = {}
+        self._aged: dict[str, int] = {}  # by application, what had landed when `trim` was called last
+        self._trimmed: dict[str, int] = {}
         self.refresh_checks()
         self.vault = Vault(settings.vault)  # of intake alone: every loop has handles of its own
         self._resume()
@@ -150,17 +153,20 @@ class Landing:
             if chunks:
                 self.commit(chunks)
 
-    def trim(self, floor: dict[str, int]) -> dict[str, int]:
-        """Let the broker forget what has landed, but for the last record: what stands there tells this log from another.
+    def trim(self) -> None:
+        """Let the broker forget what had landed by the last call of this, but for the last record of it.
 
-        `floor` is what was trimmed so far, by application; returns the new one.
+        Call it every few seconds. What stands last tells this log from another; and a broker that lost its tail lost what is
+        younger than the last call, so nothing is deleted that its next life wrote at the same place and nobody has read.
         """
+        landed = {app: offset for app, offset in dict(self._recorded).items() if offset}
+        aged, self._aged = self._aged, landed
         upto: dict[int, int] = {}
-        for app, offset in list(self._recorded.items()):
+        for app, offset in aged.items():
             partition, epoch = (int(part) for part in app.rsplit(":", 2)[1:])
-            if offset and epoch == self._epochs.get(partition) and offset > floor.get(app, 0) + 500:
+            place = self.reader.places.get(partition)
+            if place and epoch == place.epoch == self._epochs.get(partition) and offset > self._trimmed.get(app, 0) + TRIM:
                 upto[partition] = offset - 1
-                floor = floor | {app: offset}
+                self._trimmed[app] = offset
         if upto:
             self.reader.trim(upto)
-        return floor

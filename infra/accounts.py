@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from truing.infra.keepers import PART, is_keeper
 from truing.infra.keys import OFFICES, Keyring
 from truing.infra.settings import Settings
 from truing.tasks.errors import SettingsError, Unavailable
@@ -27,7 +28,7 @@ OFFICE_OF = {"runner": "trainer"}  # part → office, where the names differ
 
 def office(part: str) -> str:
     """Whose keys and account a part runs with."""
-    return OFFICE_OF.get(part, part)
+    return PART if is_keeper(part) else OFFICE_OF.get(part, part)
 
 
 def account(settings: Settings, part: str) -> str | None:

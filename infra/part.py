@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from truing.infra.calls import call
 from truing.infra.heartbeat import age, last_beat
+from truing.infra.keepers import is_keeper
 from truing.infra.programs import Program, environment, own, programs
 from truing.infra.settings import Settings, current
 from truing.infra.stack import BEAT_S
@@ -34,7 +35,7 @@ def become(settings: Settings, part: Program) -> None:
     from truing.infra.broker import command, ensure_topics
 
     settings.scratch(part.name).mkdir(parents=True, exist_ok=True)
-    if part.name == "ingest" and settings.kafka.broker == "external":
+    if is_keeper(part.name) and settings.kafka.broker == "external":
         ensure_topics(settings, BROKER_PATIENCE_S)  # `truing up` does it for a broker of its own
     words = part.command or tuple(command(settings))
     os.umask(UMASK)

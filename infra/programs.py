@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from truing.infra.accounts import account, office
+from truing.infra.keepers import parts as keepers
 from truing.infra.processes import MARKER, marker
 from truing.infra.settings import Settings, child_environment
 from truing.infra.tls import client_environment, server_options
@@ -67,7 +68,10 @@ def programs(settings: Settings) -> tuple[Program, ...]:
             says=f"Prefect at {settings.prefect_url.removesuffix('/api')}",
         ),
         Program(name="runner", command=(python, "-m", "truing.flows.serve"), says="curate, improve, monitor"),
-        Program(name="ingest", command=(python, "-m", "truing.flows.always"), says="events to rows"),
+        *(
+            Program(name=name, command=(python, "-m", "truing.flows.always", str(number)), says="events to rows")
+            for number, name in enumerate(keepers(settings))
+        ),
         Program(name="steward", command=(python, "-m", "truing.flows.steward"), says="verdicts and releases"),
         Program(
             name="gateway",

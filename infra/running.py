@@ -52,7 +52,7 @@ def as_running(settings: Settings) -> Settings:
         return settings
     kafka = {**known.get("kafka", {}), "sasl_password": settings.kafka.sasl_password}  # secrets are not in the file
     try:
-        found = {name: _read(getattr(settings, name), known[name]) for name in ("hosts", "ports", "tls", "accounts")}
+        found = {name: _read(getattr(settings, name), known[name]) for name in ("hosts", "ports", "tls", "accounts", "ingest")}
         found |= {"host": known["host"], "kafka": _read(settings.kafka, kafka)}
     except (KeyError, ValueError):  # started by another version
         return settings

@@ -100,6 +100,7 @@ class Notify(_Part):
 
 
 class Ingest(_Part):
+    keepers: int = Field(1, ge=1, le=64, description="processes that share the partitions; more than partitions are idle")
     batch: int = Field(10_000, ge=1, description="most messages in one commit")
     linger_ms: int = Field(100, ge=0, description="how long a commit waits for more messages when the topic is quiet")
     join_every_s: float = Field(0.5, gt=0, description="seconds between joins of landed events into rows")

@@ -1,0 +1,186 @@
+"""The chief: what one keeper does for all of them. Whoever holds the chief's lock; another takes over when its process ends.
+
+joins    landed events, whoever landed them → rows and holdout; counts labels; compacts     (at most every `ingest.join_every_s`)
+control  control topic and counts → runs of deployments
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import polars as pl
+
+from truing.flows.errands import Start, Trigger, control_places, decide, remember
+from truing.flows.landing import RETRY_S
+from truing.infra.broker import connection
+from truing.infra.keepers import CHIEF, Busy, claim, release
+from truing.infra.settings import Settings
+from truing.tasks.errors import TruingError
+from truing.tasks.events import join
+from truing.tasks.events.intake import app_of
+from truing.tasks.events.lake import Lake, Vault
+from truing.tasks.events.stream import Reader
+from truing.tasks.problem import Problem
+
+COMPACT_S = 10.0
+ELECT_S = 0.5  # between two tries for the lock
+FILES = 32  # small files of a table before they are merged: each costs every join 0.3 ms
+
+
+class Chief:
+    """One keeper's claim to be chief. Both loops wait until it is, and end with `stop`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        problems: Mapping[str, Problem],
+        salt: bytes,
+        start: Start,
+        stop: threading.Event,
+        changed: threading.Event,
+        tally: Counter[str],
+        log: Callable[[str], None],
+    ) -> None:
+        """`changed` is set when this keeper landed something; `salt` parts subjects into splits; `tally` counts."""
+        self.settings = settings
+        self.problems = problems
+        self.start = start
+        self.stop = stop
+        self.changed = changed
+        self.tally = tally
+        self.log = log
+        self.elected = threading.Event()
+        self.triggers: dict[str, Trigger] = {}
+        self._salt = salt
+        self._locks: list[int] = []
+        self._said = ""
+
+    # --- the lock
+    def elect(self, *, locked: bool = False) -> None:
+        """Become chief now; with `locked` somebody holds the lock for us. Raises Busy, Unavailable."""
+        if self.elected.is_set():
+            return
+        if not locked:
+            self._locks.append(claim(self.settings, CHIEF))
+        try:
+            self.triggers = self._triggers()
+        except BaseException:
+            release(self._locks)
+            raise
+        self.elected.set()
+
+    def wait(self) -> bool:
+        """Until this keeper is chief, or has to stop; True = it is chief."""
+        while not self.stop.is_set() and not self.elected.is_set():
+            try:
+                self.elect()
+                if self.settings.ingest.keepers > 1:
+                    self.log("this keeper is chief: it joins for all")
+            except Busy:
+                self.stop.wait(ELECT_S)
+            except TruingError as error:
+                self._say_once(str(error))
+                self.stop.wait(RETRY_S)
+        return self.elected.is_set()
+
+    def close(self) -> None:
+        """Let another one be chief. Only after both loops have ended."""
+        self.elected.clear()
+        release(self._locks)
+
+    # --- joins
+    def joins(self) -> None:
+        """Rows follow events at most every `join_every_s`, and once more after the last of them."""
+        if not self.wait():
+            return
+        vault, lake = Vault(self.settings.vault), Lake(self.settings.lake)
+        compacted = time.monotonic()
+        self.changed.set()  # what was landed before and not joined
+        # What others land is seen by looking; what this one lands is told.
+        patience = 1.0 if self.settings.ingest.keepers == 1 else self.settings.ingest.join_every_s
+        while not self.stop.is_set():
+            told, begun = self.changed.wait(patience), time.monotonic()
+            try:
+                if told or self.settings.ingest.keepers > 1:
+                    self.changed.clear()
+                    self.derive(vault, lake)
+                if begun - compacted > COMPACT_S:
+                    compacted = begun
+                    vault.compact(above=FILES)
+                    lake.compact(above=FILES)
+            except TruingError as error:
+                self.log(f"join: {error}")
+                self.changed.set()
+                self.stop.wait(RETRY_S)
+            took = time.monotonic() - begun
+            self.stop.wait(max(took, self.settings.ingest.join_every_s - took))  # never more than half of the time
+
+    def derive(self, vault: Vault, lake: Lake) -> None:
+        """Join once, and count what improve waits for."""
+        derived = join.derive(vault, lake, self.problems, salt=self._salt, now=time.time())
+        if derived.version is None:  # nothing new
+            return
+        self.tally.update({"rows": sum(derived.joined.values()), "labelled": sum(derived.labelled.values())})
+        for name, count in derived.labelled.items():
+            self.triggers[name].labelled += count
+
+    def _triggers(self) -> dict[str, Trigger]:
+        vault, lake = Vault(self.settings.vault), Lake(self.settings.lake)
+        labelled = lake.scan("rows").filter(pl.col("target").is_not_null()).select("problem", "id").unique()
+        counts = dict(labelled.group_by("problem").len().collect().iter_rows())
+        return {
+            name: Trigger(vault, name, after=problem.cadence.improve_after, labelled=counts.get(name, 0))
+            for name, problem in self.problems.items()
+        }
+
+    # --- control topic
+    def control(self) -> None:
+        """Requests and triggers become runs of deployments."""
+        while not self.elected.wait(ELECT_S):
+            if self.stop.is_set():
+                return
+        kafka = self.settings.kafka
+        vault = Vault(self.settings.vault)
+        reader = Reader(connection(self.settings), kafka.control, control_places(vault, kafka.group, kafka.control))
+        waiting: list[tuple[str, int, bytes | None, tuple[str, int]]] = []
+        while not self.stop.is_set():
+            try:
+                for chunk in reader.poll(200, 100):
+                    for offset, value in chunk.records:
+                        app = app_of(kafka.group, kafka.control, chunk.partition, chunk.epoch)
+                        key = f"{kafka.control}:{chunk.partition}:{chunk.epoch}:{offset}"
+                        waiting.append((key, offset, value, (app, offset + 1)))
+                while waiting and not self.stop.is_set():
+                    self._handle(vault, *waiting[0])
+                    waiting.pop(0)
+                self._pull()
+                self._said = ""
+            except TruingError as error:
+                self._say_once(str(error))
+                self.stop.wait(RETRY_S)
+        reader.close()
+
+    def _pull(self) -> None:
+        for trigger in self.triggers.values():
+            rows = trigger.waiting
+            if trigger.pull(self.start, now=time.monotonic()):
+                self.tally["improves started"] += 1
+                self.log(f"improve/{trigger.problem} started: {rows} newly labelled rows")
+
+    def _handle(self, vault: Vault, key: str, offset: int, value: bytes | None, app: tuple[str, int]) -> None:
+        asked = decide(value, self.problems, now=time.time())
+        given = (asked.parameters,) if asked.parameters else ()
+        run = self.start(asked.deployment, key, *given) if asked.deployment else None
+        remember(vault, key, asked.problem, offset, {"act": asked.act, "word": asked.word, "run": run}, app)
+        if asked.act != "noted":
+            self.log(f"{asked.act}: {asked.word}")
+        self.tally[f"requests {asked.act}"] += 1
+
+    def _say_once(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            self.log(text)
