@@ -1,7 +1,10 @@
 """The chief: what one keeper does for all of them. Whoever holds the chief's lock; another takes over when its process ends.
 
-joins    landed events, whoever landed them → rows and holdout; counts labels; compacts     (at most every `ingest.join_every_s`)
-control  control topic and counts → runs of deployments
+    joins     landed events, whoever landed them → rows and holdout; counts labels; compacts
+    control   control topic and counts → runs of deployments
+
+Joins come at most every `ingest.join_every_s`, and once more after the last event. Two chiefs at once (on hosts that share no
+lock) do no harm: what a join writes carries the landing version that it was derived from, which Delta takes once.
 """
 
 from __future__ import annotations
@@ -98,7 +101,7 @@ class Chief:
         if not self.wait():
             return
         vault, lake = Vault(self.settings.vault), Lake(self.settings.lake)
-        compacted = time.monotonic()
+        compacted = 0.0  # a chief that does not live long compacts too
         self.changed.set()  # what was landed before and not joined
         # What others land is seen by looking; what this one lands is told.
         patience = 1.0 if self.settings.ingest.keepers == 1 else self.settings.ingest.join_every_s
