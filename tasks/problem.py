@@ -7,7 +7,7 @@ import itertools
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -74,6 +74,36 @@ class Maturity(Record, frozen=True):
     credit: str = "730d"
 
 
+Word = Literal["rating", "correction", "outcome", "review", "attribute", "interaction"]
+
+
+class Parking(Record, frozen=True):
+    """How words and predictions find one another. A type that is not named waits, and may be late, for `maturity.credit`.
+
+    `wait`: how long a word that landed first waits for its prediction. `late`: how long after the question a word still
+    counts, by the words' own times. `voices`: how many people's words count for one prediction, those who spoke first: its
+    token proves that they may speak, not that they are different people.
+    """
+
+    wait: dict[Word, str] = msgspec.field(default_factory=dict)
+    late: dict[Word, str] = msgspec.field(default_factory=dict)
+    voices: int = 8
+
+
+REDACTIONS: Final = ("email", "phone", "card", "iban", "ip")
+
+
+class Redaction(Record, frozen=True):
+    """What is replaced at the door, before anything is kept, in texts that people write: preferences, kinds of interactions,
+    and the `inputs` named here. Inputs that are categories stay out of it unless named: the model answered to them as they
+    were, and would learn something else. `custom` is {name: regex}, put as `[name]`.
+    """
+
+    kinds: tuple[Literal["email", "phone", "card", "iban", "ip"], ...] = REDACTIONS
+    inputs: tuple[str, ...] = ()
+    custom: dict[str, str] = msgspec.field(default_factory=dict)
+
+
 class Problem(Record, frozen=True):
     """Everything that scopes one kept-true model. Durations are like `5s`, `15m`, `24h`, `90d`."""
 
@@ -90,7 +120,11 @@ class Problem(Record, frozen=True):
     splits: Splits = Splits()
     cadence: Cadence = Cadence()
     maturity: Maturity = Maturity()
+    parking: Parking = Parking()
+    interactions: dict[str, float] = msgspec.field(default_factory=dict)  # kinds that confirm the answer → their least value
+    redaction: Redaction = Redaction()
     retention: str = "24h"
+    retrain: str = "30d"  # how long a model may go on with what a person taught it who was forgotten
     # protected attribute → input → what its values would be for somebody else: {"sex": {"relationship": {"Wife": "Husband"}}}
     counterfactual: dict[str, dict[str, dict[str, str]]] = msgspec.field(default_factory=dict)
 
@@ -98,6 +132,14 @@ class Problem(Record, frozen=True):
     def unread(self) -> tuple[str, ...]:
         """Inputs that no encoder reads: protected attributes that are served for thresholds by group only."""
         return tuple(name for name in self.inputs if name in self.groups and self.groups[name].served)
+
+    def wait_s(self, kind: str) -> float:
+        """Seconds that a word of this type waits for its prediction."""
+        return seconds(self.parking.wait.get(kind, self.maturity.credit))  # type: ignore[call-overload]
+
+    def late_s(self, kind: str) -> float:
+        """Seconds after the question in which a word of this type counts."""
+        return seconds(self.parking.late.get(kind, self.maturity.credit))  # type: ignore[call-overload]
 
     def bucket(self, group: str, value: Any) -> str:
         """The bucket of a protected attribute's raw value; anything absent or unforeseen is `unknown`."""
@@ -203,4 +245,43 @@ def load_problem(folder: Path) -> Problem:
                     seconds(value)
                 except ProblemError as error:
                     raise ProblemError(f"{path}: {field}: {error}") from None
+    _check_parking(path, problem)
+    _check_redaction(path, problem)
     return problem
+
+
+def _check_redaction(path: Path, problem: Problem) -> None:
+    rules = problem.redaction
+    strange = sorted(set(rules.inputs) - set(problem.inputs))
+    if strange:
+        raise ProblemError(f"{path}: redaction.inputs: expected inputs of {sorted(problem.inputs)}, got {strange}; drop them")
+    for name, pattern in rules.custom.items():
+        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", name):
+            raise ProblemError(f"{path}: redaction.custom: expected names of a-z, 0-9, - and _, got {name!r}; rename it")
+        try:
+            empty = re.compile(pattern).match("")
+        except re.error as error:
+            raise ProblemError(f"{path}: redaction.custom.{name}: expected a regex, got {pattern!r}; {error}") from None
+        if empty is not None:
+            raise ProblemError(f"{path}: redaction.custom.{name}: expected to match some text, got {pattern!r}; mend it")
+    for key in ("retention", "retrain"):
+        try:
+            seconds(getattr(problem, key))
+        except ProblemError as error:
+            raise ProblemError(f"{path}: {key}: {error}") from None
+
+
+def _check_parking(path: Path, problem: Problem) -> None:
+    for name, given in (("wait", problem.parking.wait), ("late", problem.parking.late)):
+        for kind, duration in given.items():
+            where = f"{path}: parking.{name}.{kind}"
+            try:
+                span = seconds(duration)
+            except ProblemError as error:
+                raise ProblemError(f"{where}: {error}") from None
+            if span > seconds(problem.maturity.credit):
+                raise ProblemError(
+                    f"{where}: expected at most maturity.credit ({problem.maturity.credit}), got {duration}; shorten it"
+                )
+    if problem.parking.voices < 1:
+        raise ProblemError(f"{path}: parking.voices: expected at least 1, got {problem.parking.voices}; raise it")

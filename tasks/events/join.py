@@ -7,6 +7,7 @@ and writes states; it can be repeated, and killed between its two commits, witho
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 from operator import itemgetter
@@ -16,13 +17,15 @@ import msgspec
 import polars as pl
 
 from truing.tasks.events.lake import ROWS, Lake, Store, Vault
+from truing.tasks.events.parking import WORDS, heard
 from truing.tasks.events.schema import PEOPLE, Attribute, Correction, Interaction, Outcome, Prediction, Rating, Review
 from truing.tasks.problem import Problem, seconds, split_of
 from truing.tasks.records import Origin, Record, Split
 from truing.tasks.seal import canonical, digest_bytes
 
+HISTORY = 200  # people's words kept in a row's history, the latest; landing has all of them
 APP = "derive"  # application transaction on both tables: the landing version that they were derived from
-_FEW = 5_000  # up to so many predictions are looked up by a pushed-down filter, more by a join
+_FEW = 5_000  # up to so many predictions are looked up in the files that hold them, more by a scan of all
 
 _POSITION = ("topic", "partition", "epoch", "offset")
 _COLUMNS = (
@@ -62,6 +65,13 @@ class _Event(msgspec.Struct, gc=False):
     data: bytes
 
 
+class _SetAside(msgspec.Struct, frozen=True):
+    unused: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+_SET_ASIDE = msgspec.json.Decoder(_SetAside)
+
+
 class Derived(Record, frozen=True):
     """What one derive did, by problem. `labelled` counts trainable rows that had no target before: what improve waits for."""
 
@@ -71,6 +81,7 @@ class Derived(Record, frozen=True):
     labelled: dict[str, int] = msgspec.field(default_factory=dict)  # newly labelled trainable rows
     judged: dict[str, int] = msgspec.field(default_factory=dict)  # holdout rows that newly have an outcome or a review
     parked: dict[str, int] = msgspec.field(default_factory=dict)  # predictions not seen yet that feedback waits for
+    unused: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)  # words newly set aside, by reason: see parking.py
 
 
 class Increment(Record, frozen=True):
@@ -91,8 +102,10 @@ def join(events: pl.DataFrame, problem: Problem, *, salt: bytes, revision: int) 
     Feedback before its prediction yields no row yet. Of several predictions with one id the first that landed counts.
     Teaching target: outcome > blind review > latest correction > rating. A mean rating of at least 0.5 (each actor's latest
     vote) confirms the served label; a lower one says only what is wrong. Of several words of one kind the latest counts, by
-    the event's own time, then by position. What comes later than the credit window is left out. All that was said stays in
-    `feedback`: a value by type, and "history" as [type, time, actor, value, source].
+    the event's own time, then by position. Without any of these an interaction confirms the served label, if its kind is one
+    of `problem.interactions` and its value large enough. What waited too long, comes too late, or is said by more people than
+    count (`[parking]`) is left out and counted. All that was said stays in `feedback`: a value by type, "history" as [type,
+    time, actor, value, source], and "unused" as {reason: words}.
     """
     known = list(_DECODE)
     frame = events.filter(
@@ -102,11 +115,12 @@ def join(events: pl.DataFrame, problem: Problem, *, salt: bytes, revision: int) 
         pl.col("prediction_id").is_not_null(),
     )
     frame = frame.select(_COLUMNS).sort("prediction_id", "time", *_POSITION, "event_id")
-    credit, outcome_after = seconds(problem.maturity.credit), seconds(problem.maturity.outcome)
+    limits = {kind: (problem.wait_s(kind), problem.late_s(kind)) for kind in WORDS}
+    outcome_after = seconds(problem.maturity.outcome)
     trusted = {name for name, source in problem.sources.items() if source.split == "trusted"}
     rows: list[tuple[Any, ...]] = []
     for _, group in groupby((_Event(*row) for row in frame.iter_rows()), key=_prediction_id):
-        row = _fold(list(group), problem, trusted, credit, outcome_after, salt, revision)
+        row = _fold(list(group), problem, trusted, limits, outcome_after, salt, revision)
         if row is not None:
             rows.append(row)
     return pl.DataFrame(rows, schema=ROWS, orient="row")
@@ -124,7 +138,7 @@ def _fold(
     events: list[_Event],
     problem: Problem,
     trusted: set[str],
-    credit: float,
+    limits: dict[str, tuple[float, float]],
     outcome_after: float,
     salt: bytes,
     revision: int,
@@ -145,15 +159,15 @@ def _fold(
     said: dict[str, Any] = {}  # by type
     votes: dict[str | None, tuple[float, _Event]] = {}  # one an actor
     history: list[list[Any]] = []
-    seen: set[tuple[bool, str, str]] = set()
-    for event in events:
+    confirmed: _Event | None = None  # the latest interaction that confirms
+    words, unused = _in_time(events, question, limits)
+    spoken = [event for event in words if event.type in PEOPLE]
+    if len({event.actor for event in spoken}) > problem.parking.voices:
+        counted = heard(sorted(spoken, key=_landing_order), problem.parking.voices)
+        unused["voices"] = sum(1 for event in spoken if event.actor not in counted)
+        words = [event for event in words if event.type not in PEOPLE or event.actor in counted]
+    for event in words:
         kind = event.type
-        if kind == "prediction" or event.time > question.time + credit:
-            continue
-        identity = (kind in PEOPLE, event.source, event.event_id)
-        if identity in seen:  # came twice
-            continue
-        seen.add(identity)
         landed_at = max(landed_at, event.landed_at or 0.0)
         word = _DECODE[kind].decode(event.data)
         if kind == "attribute":
@@ -167,6 +181,9 @@ def _fold(
         elif kind == "interaction":
             value = [word.kind, word.value]
             said["interaction"] = said.get("interaction", 0) + 1
+            least = problem.interactions.get(word.kind)
+            if least is not None and (word.value or 0.0) >= least:
+                confirmed = event
         else:
             value = word.label
             said[kind], latest[kind] = value, event
@@ -174,7 +191,9 @@ def _fold(
     if votes:
         said["rating"] = sum(value for value, _ in votes.values()) / len(votes)
     if history:
-        said["history"] = history
+        said["history"] = _latest(history)
+    if unused:
+        said["unused"] = unused
     target = origin = by = labelled_at = matured_at = None
     for kind in (Origin.OUTCOME, Origin.REVIEW, Origin.CORRECTION):
         if kind in latest and said[kind] in problem.labels:
@@ -185,6 +204,9 @@ def _fold(
             last = next((event for value, event in reversed(votes.values()) if value >= 0.5), None)
             if last is not None:
                 target, origin, by, labelled_at = body.answer.label, str(Origin.RATING), last.actor, last.time
+        elif not votes and confirmed is not None and body.answer is not None:
+            target, origin = body.answer.label, str(Origin.INTERACTION)
+            by, labelled_at = confirmed.actor, confirmed.time
     if origin in (Origin.OUTCOME, Origin.REVIEW) and labelled_at is not None:
         matured_at = max(question.time + outcome_after, labelled_at)
     content = canonical(body.inputs)
@@ -214,6 +236,45 @@ def _fold(
         revision,
         landed_at,
     )
+
+
+def _in_time(
+    events: list[_Event], question: _Event, limits: dict[str, tuple[float, float]]
+) -> tuple[list[_Event], dict[str, int]]:
+    """The words that count as far as time goes, each once, and how many do not, by reason (see parking.py)."""
+    words: list[_Event] = []
+    unused: dict[str, int] = {}
+    seen: set[tuple[bool, str, str]] = set()
+    for event in events:
+        kind = event.type
+        if kind == "prediction":
+            continue
+        identity = (kind in PEOPLE, event.source, event.event_id)
+        if identity in seen:  # came twice
+            continue
+        seen.add(identity)
+        wait, late = limits[kind]
+        if event.time - question.time > late:
+            unused["late"] = unused.get("late", 0) + 1
+        elif (question.landed_at or 0.0) - (event.landed_at or 0.0) > wait:
+            unused["waited"] = unused.get("waited", 0) + 1
+        else:
+            words.append(event)
+    return words, unused
+
+
+def _latest(history: list[list[Any]]) -> list[list[Any]]:
+    """Without people's oldest words beyond HISTORY: a row is written again with each word, and one token may say thousands."""
+    spare = sum(1 for line in history if line[0] in PEOPLE) - HISTORY
+    if spare <= 0:
+        return history
+    kept = []
+    for line in history:
+        if line[0] in PEOPLE and spare > 0:
+            spare -= 1
+        else:
+            kept.append(line)
+    return kept
 
 
 # --- derive -------------------------------------------------------------------------------------------------------------------
@@ -285,18 +346,19 @@ def increment(vault: Vault, lake: Lake, problems: Mapping[str, Problem], *, salt
         version=newest,
         events=fresh.height,
         joined=_count(changed.filter(pl.col("content_hash_before").is_null())),
-        labelled=_count(changed.filter(~holdout, pl.col("target").is_not_null(), pl.col("target_before").is_null())),
+        labelled=_count(changed.filter(~holdout, _taught(""), ~_taught("_before"))),
         judged=_count(changed.filter(holdout, judges, ~judged)),
         parked=_count(touched.join(states, left_on=["problem", "prediction_id"], right_on=["problem", "id"], how="anti")),
+        unused=_unused(changed),
     )
     return Increment(version=newest, positions=ends, states=changed.select(list(ROWS)), derived=derived)
 
 
 def _events(vault: Vault, touched: pl.DataFrame) -> pl.DataFrame:
     """Everything ever landed about these predictions."""
-    landing = vault.scan("landing").filter(pl.col("disposition") == "landed").select(*_COLUMNS, "disposition")
-    if touched.height <= _FEW:
-        landing = landing.filter(pl.col("prediction_id").is_in(touched["prediction_id"].implode()))
+    few = touched.height <= _FEW
+    landing = vault.holding("landing", "prediction_id", touched["prediction_id"]) if few else vault.scan("landing")
+    landing = landing.filter(pl.col("disposition") == "landed").select(*_COLUMNS, "disposition")
     return landing.join(touched.lazy(), on=["problem", "prediction_id"], how="semi").collect()
 
 
@@ -306,11 +368,26 @@ def _before(stores: tuple[tuple[Store, str], ...], states: pl.DataFrame) -> pl.D
     keys = states.select("problem", "id")
     found = []
     for store, table in stores:
-        known = store.scan(table).select(columns)
-        if keys.height <= _FEW:
-            known = known.filter(pl.col("id").is_in(keys["id"].implode()))
-        found.append(known.join(keys.lazy(), on=["problem", "id"], how="semi").collect())
+        known = store.holding(table, "id", keys["id"]) if keys.height <= _FEW else store.scan(table)
+        found.append(known.select(columns).join(keys.lazy(), on=["problem", "id"], how="semi").collect())
     return pl.concat(found).sort("revision", descending=True).unique(["problem", "id"], keep="first").drop("revision")
+
+
+def _taught(suffix: str) -> pl.Expr:
+    """Has a target that improve waits for: more than a click."""
+    weak = (pl.col(f"origin{suffix}") == str(Origin.INTERACTION)).fill_null(False)
+    return pl.col(f"target{suffix}").is_not_null() & ~weak
+
+
+def _unused(changed: pl.DataFrame) -> dict[str, dict[str, int]]:
+    """Words set aside now and not before, by problem and reason."""
+    told: dict[str, Counter[str]] = {}
+    some = changed.filter(pl.col("feedback").str.contains('"unused":', literal=True))
+    for problem, now, before in some.select("problem", "feedback", "feedback_before").iter_rows():
+        fresh = Counter(_SET_ASIDE.decode(now).unused)
+        fresh.subtract(_SET_ASIDE.decode(before or "{}").unused)
+        told.setdefault(problem, Counter()).update(+fresh)
+    return {problem: dict(sorted(reasons.items())) for problem, reasons in sorted(told.items()) if reasons}
 
 
 def _count(rows: pl.DataFrame) -> dict[str, int]:

@@ -27,6 +27,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from truing.tasks.errors import DataError, TruingError, Unavailable
+from truing.tasks.events.whereabouts import Whereabouts
 from truing.tasks.records import Origin, Record, Split
 from truing.tasks.seal import canonical, digest
 
@@ -114,6 +115,7 @@ class Store:
             raise DataError(f"expected a folder without [, ] or % in its path, got {self.root}; move or rename it")
         self._options = dict(storage_options or {})
         self._open: dict[str, DeltaTable] = {}
+        self._whereabouts: dict[tuple[str, str], Whereabouts] = {}
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -233,6 +235,21 @@ class Store:
         """The whole table at its newest version, lazily; an absent table is an empty frame with the schema."""
         handle = self._handle(table)
         return self._frame(table, [] if handle is None else self._files(handle))
+
+    def holding(self, table: str, column: str, values: pl.Series) -> pl.LazyFrame:
+        """The rows whose `column` is one of `values`, lazily, from those files only that hold any: see whereabouts.py."""
+        with self._lock:
+            handle = self._handle(table)
+            files = [] if handle is None else self._files(handle)
+
+            def one(file: str) -> pl.Series:
+                return self._frame(table, [file]).select(column).collect()[column]
+
+            try:
+                files = self._whereabouts.setdefault((table, column), Whereabouts(one)).holding(files, values)
+            except OSError as error:
+                raise self._unavailable(table, "read", error) from None
+        return self._frame(table, files).filter(pl.col(column).is_in(values.implode()))
 
     def read(self, table: str, columns: Sequence[str] | None = None, predicate: pl.Expr | None = None) -> pl.DataFrame:
         """Chosen columns of the rows that match; both are pushed down into the files."""
