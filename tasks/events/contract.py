@@ -21,6 +21,7 @@ class Reason(StrEnum):
 
     OVERSIZE = "oversize"
     JSON = "json"  # not JSON, not UTF-8, NaN, half a surrogate pair, nested too deep
+    AVRO = "avro"  # its schema is unknown or not one for events, or it does not read by it
     ENVELOPE = "envelope"  # an attribute of CloudEvents is missing or has the wrong type
     TYPE = "type.unknown"
     TIME = "time.format"

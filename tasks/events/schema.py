@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -194,9 +194,18 @@ class Proofs(Record, frozen=True):
     wire: bytes
     salt: bytes
     known: dict[str, Known]
+    avro: Callable[[bytes, float], bytes] | None = None  # an Avro message as JSON (`avro.Codec.read`)
 
     @classmethod
-    def of(cls, problems: list[Problem], *, wire: bytes, salt: bytes, keys: Mapping[str, Mapping[str, bytes]]) -> Proofs:
+    def of(
+        cls,
+        problems: list[Problem],
+        *,
+        wire: bytes,
+        salt: bytes,
+        keys: Mapping[str, Mapping[str, bytes]],
+        avro: Callable[[bytes, float], bytes] | None = None,
+    ) -> Proofs:
         """`keys` is {problem: {source: key}} for every source that a problem names."""
         known = {}
         for problem in problems:
@@ -210,7 +219,7 @@ class Proofs(Record, frozen=True):
                 credit_s=seconds(problem.maturity.credit),
                 token_s=seconds(problem.maturity.token),
             )
-        return cls(wire=wire, salt=salt, known=known)
+        return cls(wire=wire, salt=salt, known=known, avro=avro)
 
 
 class Message(msgspec.Struct, kw_only=True):
@@ -255,7 +264,11 @@ class _Dead(Exception):  # never leaves this module
 
 
 def judge(value: bytes | None, *, proofs: Proofs, now: float) -> Message:
-    """Decode and check one message; never raises for what a sender may do."""
+    """Decode and check one message; never raises for what a sender may do.
+
+    Avro (first byte 0, as no JSON begins) is read by `proofs.avro`, then judged as the JSON it stands for. Raises Unavailable
+    when its schema is not known here and the registry does not answer: judge it again later.
+    """
     if value is None:
         return Message(reason=Reason.JSON, detail="expected JSON, got a tombstone (no value)")
     if len(value) > MAX_BYTES:
@@ -265,6 +278,8 @@ def judge(value: bytes | None, *, proofs: Proofs, now: float) -> Message:
     except msgspec.ValidationError as error:
         return Message(event_id=claimed_id(value), data=value, reason=Reason.ENVELOPE, detail=_one_line(error))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if value[:1] == b"\0" and proofs.avro is not None:
+            return _judge_avro(value, proofs.avro, proofs, now)
         return Message(data=value, reason=Reason.JSON, detail=_one_line(error))
     try:
         return _believe(envelope, proofs, now)
@@ -277,6 +292,17 @@ def judge(value: bytes | None, *, proofs: Proofs, now: float) -> Message:
             reason=dead.reason,
             detail=str(dead),
         )
+
+
+def _judge_avro(value: bytes, avro: Callable[[bytes, float], bytes], proofs: Proofs, now: float) -> Message:
+    try:
+        text = avro(value, now)
+    except ValueError as error:
+        return Message(event_id=claimed_id(value), data=value, reason=Reason.AVRO, detail=_one_line(error))
+    message = judge(text, proofs=proofs, now=now)
+    if message.reason:
+        message.data = value
+    return message
 
 
 def _believe(envelope: Envelope, proofs: Proofs, now: float) -> Message:
@@ -423,10 +449,24 @@ def claimed_id(value: bytes | None) -> str:
     """The id that a message claims, "" if it has none or does not read. Cheap, and no proof of anything."""
     if not value or len(value) > MAX_BYTES:
         return ""
+    if value[0] == 0:
+        return _claimed_in_avro(value)
     try:
         return _ID.decode(value).id
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
+
+
+def _claimed_in_avro(value: bytes) -> str:
+    """`id` is the first field of every schema that is read (`avro.Codec`): a zigzag length behind magic byte and schema id."""
+    at, length, shift = 5, 0, 0
+    while at < len(value) and shift < 21:
+        length |= (value[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if not value[at - 1] & 0x80:
+            text = value[at : at + (length >> 1)]
+            return text.decode("utf-8", "replace") if not length & 1 and len(text) == length >> 1 else ""
+    return ""
 
 
 def read_message(value: bytes | None, position: Position, *, proofs: Proofs, now: float) -> Event | DeadLetter:
