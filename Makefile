@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 ARGS ?=
+BROKER ?=
 READY := $(VENV)/.ready
 
 .PHONY: setup demo test soak lint types format bench clean
@@ -26,11 +27,12 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/truing demo $(ARGS)
 
+# BROKER=kafka: the tests' stacks run on the Apache Kafka of TRUING_KAFKA_HOME instead of the embedded broker
 test: setup
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@TESTS_BROKER=$(BROKER) $(BIN)/python -m pytest -q $(ARGS)
 
 soak: setup
-	@$(BIN)/python -m pytest -q -m soak $(ARGS)
+	@TESTS_BROKER=$(BROKER) $(BIN)/python -m pytest -q -m soak $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

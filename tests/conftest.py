@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ports import free_ports
+from ports import broker, free_ports
 
 from truing.infra import settings as settings_module
 from truing.infra.keys import Keyring
@@ -102,12 +102,12 @@ def settings_in() -> Callable[..., Settings]:
     """Settings for a stack of its own below a folder, on free ports: `settings_in(folder, **more)`."""
 
     def make(folder: Path, **more: Any) -> Settings:
-        gateway, registry, prefect, kafka = free_ports(4)
+        gateway, registry, prefect = free_ports(3)
         given = {
             "data": folder / "data",
             "problems": ROOT / "problems",
             "ports": {"gateway": gateway, "registry": registry, "prefect": prefect},
-            "kafka": {"bootstrap": f"127.0.0.1:{kafka}", "broker": "embedded"},
+            "kafka": broker(),
             **more,
         }
         return settings_module.load(**given)
@@ -144,8 +144,15 @@ def on_apache(settings_in: Callable[..., Settings]) -> Callable[..., Settings]:
 @pytest.fixture(params=["embedded", "kafka"])
 def on_each_broker(request: pytest.FixtureRequest, settings_in: Callable[..., Settings]) -> Callable[..., Settings]:
     """`settings_in`, once with each broker that `truing up` starts."""
-    made: Callable[..., Settings] = settings_in if request.param == "embedded" else request.getfixturevalue("on_apache")
-    return made
+    if request.param == "kafka":
+        made: Callable[..., Settings] = request.getfixturevalue("on_apache")
+        return made
+
+    def make(folder: Path, **more: Any) -> Settings:
+        kafka = {"broker": "embedded", "bootstrap": f"127.0.0.1:{free_ports(1)[0]}"}
+        return settings_in(folder, kafka=kafka, **more)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -289,7 +289,7 @@ def test_rows_that_teach_or_lack_columns_are_refused(problem: Problem) -> None:
 def test_models_of_one_digest_are_asked_once(problem: Problem) -> None:
     one = Reader("old", problem)
     digests = {"candidate": "c", "champion": "p", "none": "p", "anchor": "p"}
-    answers = ask(
+    ask(
         rows(problem, 20),
         problem,
         RULES,

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from harness import ROOT, say
 from loop_gain import Book, adult
-from ports import free_ports
+from ports import broker, free_ports
 
 from truing.flows.demo.world import Scenario, Word, World
 from truing.infra.calls import call
@@ -58,12 +58,12 @@ class Stage:
         policy.write_text(policy.read_text().replace("min_rows = 8000", evidence))
         self.problem = load_problem(problems / NAME)
         self.policy = load_policy(problems / NAME, self.problem)
-        gateway, registry, prefect, kafka = free_ports(4)
+        gateway, registry, prefect = free_ports(3)
         given = {
             "data": folder / "data",
             "problems": problems,
             "ports": {"gateway": gateway, "registry": registry, "prefect": prefect},
-            "kafka": {"bootstrap": f"127.0.0.1:{kafka}", "broker": "embedded"},
+            "kafka": broker(),
             **more,
         }
         self.settings: Settings = load(**given)
