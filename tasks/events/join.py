@@ -88,6 +88,7 @@ class Increment(Record, frozen=True):
     """What `derive` is about to write: states for both tables at one landing version."""
 
     version: int
+    seen: dict[str, int | None]  # table → the landing version that it held when this was derived
     positions: dict[str, int]  # app id of a partition → next offset
     states: Any  # pl.DataFrame, schema ROWS: those that changed
     derived: Derived
@@ -298,13 +299,16 @@ def derive(
 
 
 def write(store: Store, table: str, found: Increment) -> int:
-    """One half of a derive: the increment's states that belong into `rows` or `holdout`. Repeated, it does nothing."""
+    """One half of a derive: the increment's states that belong into `rows` or `holdout`. Repeated, it does nothing.
+
+    Raises Stale when another chief has written there meanwhile: derive anew.
+    """
     holdout = pl.col("split") == str(Split.HOLDOUT)
     states = found.states.filter(holdout if table == "holdout" else ~holdout)
     if (store.transaction(table, APP) or -1) >= found.version:
         return int(store.version(table) or 0)
     further = [(app, at) for app, at in found.positions.items() if at > (store.transaction(table, app) or 0)]
-    return store.append(table, states, app=[(APP, found.version), *further])
+    return store.append(table, states, app=[(APP, found.version), *further], expect={APP: found.seen[table]})
 
 
 def increment(vault: Vault, lake: Lake, problems: Mapping[str, Problem], *, salt: bytes) -> Increment | None:
@@ -351,7 +355,8 @@ def increment(vault: Vault, lake: Lake, problems: Mapping[str, Problem], *, salt
         parked=_count(touched.join(states, left_on=["problem", "prediction_id"], right_on=["problem", "id"], how="anti")),
         unused=_unused(changed),
     )
-    return Increment(version=newest, positions=ends, states=changed.select(list(ROWS)), derived=derived)
+    seen = {table: at for (_, table), at in zip(stores, versions, strict=True)}
+    return Increment(version=newest, seen=seen, positions=ends, states=changed.select(list(ROWS)), derived=derived)
 
 
 def _events(vault: Vault, touched: pl.DataFrame) -> pl.DataFrame:
