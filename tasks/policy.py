@@ -19,6 +19,10 @@ class Selection(Record, frozen=True):
 
     min_rating: float = 0.8
     min_confidence: float = 0.6  # calibrated confidence of the served answer
+    people_weight: float = 0.5  # of a rating or correction, where an outcome weighs 1; 0 = people's words never teach
+    interaction_weight: float = 0.0  # of a click or a stay that confirms (problem.toml [interactions]); 0 = they never teach
+    actor_share: float = 0.1  # most of the weight of what is learned that one actor's words may have
+    subject_share: float = 0.1  # and people's words about one subject, whoever says them
 
 
 class Evidence(Record, frozen=True):
@@ -165,6 +169,11 @@ def load_policy(folder: Path, problem: Problem) -> Policy:
 def _check_choices(path: Path, problem: Problem, policy: Policy) -> None:
     """What people may choose beyond clauses: audits, discovery, repair, exits and power."""
     audit, discovery = policy.audit, policy.discovery
+    for name, at in ((name, getattr(policy.selection, name)) for name in Selection.__struct_fields__):
+        if not 0 <= at <= 1 or (at == 0 and name.endswith("_share")):
+            raise ProblemError(
+                f"{path}: selection.{name}: expected {'above 0' if name.endswith('_share') else '0'} to 1, got {at}; correct it"
+            )
     reviewers = sorted(name for name, source in problem.sources.items() if "review" in source.types)
     for name in ("share", "double"):
         if not 0 <= getattr(audit, name) <= 1:
