@@ -67,7 +67,9 @@ class Landing:
         kafka = self.settings.kafka
         found = places(self.vault, kafka.group, kafka.topic)
         self.recent = recall(self.vault)
-        self.reader = Reader(connection(self.settings), kafka.topic, found, share=self.share)
+        self.reader = Reader(
+            connection(self.settings), kafka.topic, found, share=self.share, batched=self.settings.ingest.batches
+        )
         self._epochs = {partition: place.epoch for partition, place in self.reader.places.items()}
         # What the places were read from, and nothing newer: another owner's commit since then must fail our first one.
         self._recorded: dict[str, int | None] = {}

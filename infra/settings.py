@@ -49,6 +49,10 @@ class Kafka(_Part):
     ssl_ca: Path | None = Field(None, description="PEM of the broker's authority for SSL; default tls.ca, else public ones")
     ssl_certificate: Path | None = Field(None, description="PEM chain that our clients show to a broker that asks")
     ssl_key: Path | None = Field(None, description="its PEM key")
+    schema_registry: str | None = Field(None, description="URL of a Confluent-compatible schema registry: sources write Avro")
+    schema_subject: str | None = Field(None, description="whose schemas are events'; default: the topic's name and -value")
+    schema_registry_user: str | None = Field(None, description="login there, if it asks")
+    schema_registry_password: SecretStr | None = Field(None, description="its password")
 
     @property
     def trims(self) -> bool:
@@ -103,6 +107,7 @@ class Ingest(_Part):
     keepers: int = Field(1, ge=1, le=64, description="processes that share the partitions; more than partitions are idle")
     batch: int = Field(10_000, ge=1, description="most messages in one commit")
     linger_ms: int = Field(100, ge=0, description="how long a commit waits for more messages when the topic is quiet")
+    batches: bool = Field(True, description="read a fetch as one buffer; false: record by record, slower, the same rows")
     join_every_s: float = Field(0.5, gt=0, description="seconds between joins of landed events into rows")
     segment_s: float = Field(3600.0, gt=0, description="length of one ingest run in Prefect")
 
@@ -254,7 +259,7 @@ def load(**overrides: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        secret = not key or key.startswith(("notify", "kafka.sasl"))
+        secret = not key or key.startswith(("notify", "kafka.sasl", "kafka.schema_registry"))
         got = "" if secret else f", got {first.get('input')!r}"
         where = f"setting {key}: " if key else ""
         raise SettingsError(f"{where}{first['msg'].lower()}{got}; see `truing up --help` or truing.toml") from None

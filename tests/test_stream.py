@@ -22,8 +22,9 @@ pytestmark = pytest.mark.services
 class Broker:
     """A broker as a process of this test."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, batched: bool) -> None:
         self.settings = settings
+        self.batched = batched  # do its readers read in batches?
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -66,14 +67,14 @@ class Broker:
         path.write_text(json.dumps(whole))
 
     def reader(self, places: dict[int, Place] | None = None) -> Reader:
-        return Reader(broker.connection(self.settings), self.settings.kafka.topic, places)
+        return Reader(broker.connection(self.settings), self.settings.kafka.topic, places, batched=self.batched)
 
 
-@pytest.fixture
-def kafka(tmp_path: Path, on_each_broker: Callable[..., Settings]) -> Iterator[Broker]:
+@pytest.fixture(params=[True, False], ids=["batches", "records"])
+def kafka(tmp_path: Path, on_each_broker: Callable[..., Settings], request: pytest.FixtureRequest) -> Iterator[Broker]:
     settings = on_each_broker(tmp_path)
     one = settings.kafka.model_copy(update={"partitions": 1})
-    running = Broker(settings.model_copy(update={"kafka": one}))
+    running = Broker(settings.model_copy(update={"kafka": one}), batched=request.param)
     running.start()
     try:
         yield running

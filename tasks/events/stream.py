@@ -13,12 +13,15 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from truing.tasks.errors import Unavailable
 from truing.tasks.events import salvage
 from truing.tasks.events.schema import Reason, claimed_id
 from truing.tasks.records import Record
+
+if TYPE_CHECKING:
+    from truing.tasks.events.batches import Block
 
 CONSUMER: dict[str, Any] = {
     "group_id": None,
@@ -58,7 +61,7 @@ class Chunk(NamedTuple):
 
     partition: int
     epoch: int
-    records: list[tuple[int, bytes | None]]  # offset, value
+    records: Sequence[tuple[int, bytes | None]]  # offset, value; a Block where the reader reads in batches
     reason: str = ""
     detail: str = ""
 
@@ -110,7 +113,8 @@ class Publisher:
 class Reader:
     """Reads one topic from given places on. One thread only; `places` always says what was handed out so far.
 
-    `share` = (k, n): of n readers this is number k, and it reads the partitions p with p % n == k.
+    `share` = (k, n): of n readers this is number k, and it reads the partitions p with p % n == k. `batched`: a fetch stays one
+    buffer (`batches`), if the client library is the one that allows it; else a record at a time, which says the same slower.
     """
 
     def __init__(
@@ -120,15 +124,18 @@ class Reader:
         places: Mapping[int, Place] | None = None,
         *,
         share: tuple[int, int] = (0, 1),
+        batched: bool = False,
     ) -> None:
         self.topic = topic
         self.share = share
+        self.batched = batched
         self.places: dict[int, Place] = {number: (places or {})[number] for number in self._mine(places or ())}
         self.notes: list[str] = []  # what a person should know; the caller takes them out
         self._connection = dict(connection)
         self._consumer: Any = None
         self._sentinel: socket.socket | None = None
         self._ready: list[Chunk] = []
+        self._fetched: list[tuple[int, Block]] = []  # partition and what of its fetch was not handed out yet
         self._idle = 0
 
     def poll(self, timeout_ms: int, most: int = 10_000) -> list[Chunk]:
@@ -136,6 +143,8 @@ class Reader:
         if self._ready:
             ready, self._ready = self._ready, []
             return ready
+        if self._fetched:
+            return self._hand_out(most)
         if self._consumer is None or self._broken():
             self.close()
             self._open()
@@ -147,7 +156,12 @@ class Reader:
                     break
                 time.sleep(timeout_ms / 1000 / _NAPS)
                 polled = self._consumer.poll(timeout_ms=1, max_records=most)
-            chunks = [self._take(tp.partition, records) for tp, records in polled.items()]
+            if self.batched:
+                self._fetched = [(tp.partition, block) for tp, blocks in polled.items() for block in blocks]
+                chunks = self._hand_out(most)
+            else:
+                records = {tp.partition: [(one.offset, one.value) for one in found] for tp, found in polled.items()}
+                chunks = [self._take(partition, found) for partition, found in records.items()]
             self._idle = 0 if chunks else self._idle + 1
             if self._idle >= 50:  # seconds without a record: is it really quiet?
                 self._idle = 0
@@ -179,6 +193,7 @@ class Reader:
             self.notes.append(f"could not trim {self.topic}: {salvage.short(error)}")
 
     def close(self) -> None:
+        self._fetched = []  # not handed out: read again
         if self._consumer is not None:
             self._consumer.close(timeout_ms=1000)
             self._consumer = None
@@ -187,13 +202,23 @@ class Reader:
             self._sentinel = None
 
     # --- handing out
-    def _take(self, partition: int, records: Sequence[Any]) -> Chunk:
+    def _hand_out(self, most: int) -> list[Chunk]:
+        """At most so many records of what was fetched."""
+        chunks = []
+        while self._fetched and most > 0:
+            partition, block = self._fetched.pop(0)
+            if len(block) > most:
+                self._fetched.insert(0, (partition, block[most:]))
+                block = block[:most]
+            most -= len(block)
+            chunks.append(self._take(partition, block))
+        return chunks
+
+    def _take(self, partition: int, records: Sequence[tuple[int, bytes | None]]) -> Chunk:
         place = self.places[partition]
-        last = records[-1]
-        self.places[partition] = Place(
-            epoch=place.epoch, offset=last.offset + 1, anchor_offset=last.offset, anchor_id=claimed_id(last.value)
-        )
-        return Chunk(partition, place.epoch, [(record.offset, record.value) for record in records])
+        offset, value = records[-1]
+        self.places[partition] = Place(epoch=place.epoch, offset=offset + 1, anchor_offset=offset, anchor_id=claimed_id(value))
+        return Chunk(partition, place.epoch, records)
 
     def _dead(self, partition: int, records: list[tuple[int, bytes | None]], reason: Reason, detail: str) -> None:
         place = self.places[partition]
@@ -204,10 +229,15 @@ class Reader:
     # --- connecting
     def _open(self) -> None:
         """Connect, find out whether the log is still the one that was read, and go to the places."""
+        from truing.tasks.events import batches
+
         try:
             with self._guarded():
                 self._sentinel = self._connect()
                 self._consumer = self._new()
+                if self.batched and not batches.attach(self._consumer):
+                    self.batched = False
+                    self.notes.append(f"reading record by record, not in batches: {batches.missing()}")
                 found = self._consumer.partitions_for_topic(self.topic)
                 if not found:
                     raise Unavailable(
@@ -243,9 +273,9 @@ class Reader:
     def _same(self, tp: Any, place: Place) -> bool:
         self._consumer.assign([tp])
         self._consumer.seek(tp, place.anchor_offset)
-        for records in self._consumer.poll(timeout_ms=2000, max_records=1).values():
-            record = records[0]
-            return bool(record.offset != place.anchor_offset or claimed_id(record.value) == place.anchor_id)
+        for found in self._consumer.poll(timeout_ms=2000, max_records=1).values():
+            offset, value = found[0][0] if self.batched else (found[0].offset, found[0].value)
+            return bool(offset != place.anchor_offset or claimed_id(value) == place.anchor_id)
         return True
 
     def _check(self) -> None:
