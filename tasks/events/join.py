@@ -11,14 +11,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import polars as pl
 
-from truing.tasks.events.lake import ROWS, Lake, Store, Vault
+from truing.tasks.events.lake import OWNER, ROWS, Lake, Store, Vault
 from truing.tasks.events.parking import WORDS, heard
 from truing.tasks.events.schema import PEOPLE, Attribute, Correction, Interaction, Outcome, Prediction, Rating, Review
+from truing.tasks.events.subjects import commits
 from truing.tasks.problem import Problem, seconds, split_of
 from truing.tasks.records import Origin, Record, Split
 from truing.tasks.seal import canonical, digest_bytes
@@ -290,12 +292,35 @@ def derive(
     a crash between the commits heals here. A holdout row goes to the vault and nowhere else.
     """
     named = problems if isinstance(problems, Mapping) else {problem.name: problem for problem in problems}
-    found = increment(vault, lake, named, salt=salt)
+    if vault.remote:
+        return _derive(vault, lake, named, salt)
+    if vault.version("landing") is None:
+        return Derived()
+    with commits(Path(vault.root)):  # between sealing and committing nobody's key is destroyed
+        return _derive(vault, lake, named, salt)
+
+
+def _derive(vault: Vault, lake: Lake, problems: Mapping[str, Problem], salt: bytes) -> Derived:
+    found = increment(vault, lake, problems, salt=salt)
     if found is None:
         return Derived()
     write(lake, "rows", found)
     write(vault, "holdout", found)
     return found.derived
+
+
+def sealed_states(vault: Vault, lake: Lake, states: pl.DataFrame) -> pl.DataFrame:
+    """States (schema ROWS) with their content sealed for their subjects; as they are while the vault has no keys.
+
+    The lake's own file has every key that its rows need before they are written.
+    """
+    if vault.subjects is None or not states.height:
+        return states
+    keys = vault.sealing()
+    families = ["holdout" if split == Split.HOLDOUT else "trainable" for split in states["split"]]
+    content = keys.seal_many(families, states["subject"].to_list(), states["content"].to_list())
+    keys.mirror(lake.sealing())
+    return states.with_columns(pl.Series("content", content, dtype=pl.Binary))
 
 
 def write(store: Store, table: str, found: Increment) -> int:
@@ -350,13 +375,14 @@ def increment(vault: Vault, lake: Lake, problems: Mapping[str, Problem], *, salt
         version=newest,
         events=fresh.height,
         joined=_count(changed.filter(pl.col("content_hash_before").is_null())),
-        labelled=_count(changed.filter(~holdout, _taught(""), ~_taught("_before"))),
+        labelled=_count(changed.filter(~holdout, taught(), ~taught("_before"))),
         judged=_count(changed.filter(holdout, judges, ~judged)),
         parked=_count(touched.join(states, left_on=["problem", "prediction_id"], right_on=["problem", "id"], how="anti")),
         unused=_unused(changed),
     )
     seen = {table: at for (_, table), at in zip(stores, versions, strict=True)}
-    return Increment(version=newest, seen=seen, positions=ends, states=changed.select(list(ROWS)), derived=derived)
+    states = sealed_states(vault, lake, changed.select(list(ROWS)))
+    return Increment(version=newest, seen=seen, positions=ends, states=states, derived=derived)
 
 
 def _events(vault: Vault, touched: pl.DataFrame) -> pl.DataFrame:
@@ -364,7 +390,8 @@ def _events(vault: Vault, touched: pl.DataFrame) -> pl.DataFrame:
     few = touched.height <= _FEW
     landing = vault.holding("landing", "prediction_id", touched["prediction_id"]) if few else vault.scan("landing")
     landing = landing.filter(pl.col("disposition") == "landed").select(*_COLUMNS, "disposition")
-    return landing.join(touched.lazy(), on=["problem", "prediction_id"], how="semi").collect()
+    found = landing.join(touched.lazy(), on=["problem", "prediction_id"], how="semi").collect()
+    return vault.opened(found, "data", OWNER).filter(pl.col("data").is_not_null())
 
 
 def _before(stores: tuple[tuple[Store, str], ...], states: pl.DataFrame) -> pl.DataFrame:
@@ -378,7 +405,7 @@ def _before(stores: tuple[tuple[Store, str], ...], states: pl.DataFrame) -> pl.D
     return pl.concat(found).sort("revision", descending=True).unique(["problem", "id"], keep="first").drop("revision")
 
 
-def _taught(suffix: str) -> pl.Expr:
+def taught(suffix: str = "") -> pl.Expr:
     """Has a target that improve waits for: more than a click."""
     weak = (pl.col(f"origin{suffix}") == str(Origin.INTERACTION)).fill_null(False)
     return pl.col(f"target{suffix}").is_not_null() & ~weak

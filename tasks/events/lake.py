@@ -10,6 +10,10 @@ Tables only grow: `rows` and `holdout` hold append-only *states*, and the highes
 application transactions, `(app id, version)`, that Delta commits together with the data; an append whose transactions are
 already recorded is skipped, so a crash neither loses nor doubles. A fresh Delta handle accepts a replayed transaction, hence
 every check is made on the very handle that writes, and a concurrent commit of the same application makes Delta refuse.
+
+What a person said stands in one column a table (`landing.data`, `rows.content`, `holdout.content`), sealed under a key of that
+person (subjects.py) from a file beside the tables. `rows`, `holdout` and `landing` give it opened; whoever scans opens it by
+`opened`. A row whose key is destroyed is no row any more.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from truing.tasks.errors import DataError, TruingError, Unavailable
+from truing.tasks.events.subjects import FAMILIES, FILE, Subjects, sealed
 from truing.tasks.events.whereabouts import Whereabouts
 from truing.tasks.records import Origin, Record, Split
 from truing.tasks.seal import canonical, digest
@@ -48,8 +53,8 @@ LANDING: dict[str, type_] = {
     "subject": pl.String,  # keyed hash
     "actor": pl.String,  # keyed hash
     "actor_kind": pl.String,
-    "data": pl.Binary,  # raw JSON of the event's data; of a dead letter the whole message
-    "disposition": pl.String,  # landed | dead | duplicate
+    "data": pl.Binary,  # raw JSON of the event's data; of a dead letter the whole message; sealed for OWNER
+    "disposition": pl.String,  # landed | dead | duplicate | erased
     "reason": pl.String,  # a code of schema.Reason, or ""
     "detail": pl.String,
 }
@@ -57,7 +62,7 @@ ROWS: dict[str, type_] = {
     "id": pl.String,  # the prediction id
     "problem": pl.String,
     "subject": pl.String,
-    "content": pl.Binary,  # canonical JSON of the inputs: the one column with a person's content
+    "content": pl.Binary,  # canonical JSON of the inputs, sealed for the subject: the one column with a person's content
     "content_hash": pl.String,  # sha256 hex of content
     "groups": pl.String,  # JSON {protected attribute: bucket}
     "prediction": pl.String,  # JSON {"label", "confidence", "probabilities": {label: p}} as served, or null
@@ -90,6 +95,13 @@ SAMPLES: dict[str, type_] = {  # what each dataset version holds: one line a row
 }
 RECORDS: dict[str, type_] = {"problem": pl.String, "id": pl.String, "seq": pl.Int64, "json": pl.String}
 
+OWNER = (  # whose key `landing.data` is sealed under: see subjects.owner and subjects.day
+    pl.when(pl.col("disposition") == "dead")
+    .then(pl.from_epoch((pl.col("landed_at") * 1000).cast(pl.Int64), time_unit="ms").dt.strftime("%Y-%m-%d"))
+    .otherwise(pl.coalesce("subject", "actor", pl.concat_str(pl.lit("source "), pl.col("source"))))
+)
+_OWNED_BY = ("subject", "actor", "source", "disposition", "landed_at")
+
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m|↳")  # delta-rs draws its errors for a terminal
 _TRIES = 20  # commit attempts against concurrent writers; each loser re-reads and checks again
 
@@ -107,13 +119,17 @@ class Store:
     """
 
     tables: ClassVar[Mapping[str, Mapping[str, type_]]] = {}  # schemas of the known tables; any other holds records
+    families: ClassVar[tuple[str, ...]] = ()  # of keys in the file beside the tables
 
-    def __init__(self, root: str | Path, *, storage_options: Mapping[str, str] | None = None) -> None:
+    def __init__(self, root: str | Path, *, storage_options: Mapping[str, str] | None = None, keys: Path | None = None) -> None:
+        """`keys` is the file of keys; without, it lies in the root, where that is a folder."""
         self.remote = "://" in str(root)
         self.root = str(root).rstrip("/") if self.remote else str(Path(root).absolute())
         if not self.remote and set("[]%") & set(self.root):  # delta-rs reads these as parts of a URL, or dies on them
             raise DataError(f"expected a folder without [, ] or % in its path, got {self.root}; move or rename it")
         self._options = dict(storage_options or {})
+        self._keys_at = keys if keys is not None or self.remote else Path(self.root) / FILE
+        self._keys: Subjects | None = None
         self._open: dict[str, DeltaTable] = {}
         self._whereabouts: dict[tuple[str, str], Whereabouts] = {}
         self._lock = threading.RLock()
@@ -123,6 +139,46 @@ class Store:
 
     def schema(self, table: str) -> Mapping[str, type_]:
         return self.tables.get(table, RECORDS)
+
+    # --- keys
+    @property
+    def subjects(self) -> Subjects | None:
+        """The keys, for reading; None while nobody has made any: then all there is is plain."""
+        with self._lock:
+            if self._keys is None and self._keys_at is not None and self._keys_at.exists():
+                self._keys = Subjects.open(self._keys_at, self.families)
+            return self._keys
+
+    def sealing(self) -> Subjects:
+        """The keys, for sealing: made if there are none. Only the keeper's account may. Raises Unavailable."""
+        with self._lock:
+            if self._keys_at is None:
+                raise Unavailable(f"{self.root}: expected a local file of keys for a remote store, got none; name one")
+            if self._keys is None or not self._keys.writes:
+                self._keys_at.parent.mkdir(parents=True, exist_ok=True)
+                self._keys = Subjects.open(self._keys_at, self.families, create=True)
+            return self._keys
+
+    def opened(self, frame: pl.DataFrame, column: str, owner: str | pl.Expr) -> pl.DataFrame:
+        """The frame with a sealed column opened: null where the key is destroyed; what is plain stays.
+
+        `owner` is the column of owners, or an expression that gives them. Raises Unavailable when the keys are missing.
+        """
+        blobs = frame[column].to_list()
+        if not any(map(sealed, blobs)):
+            return frame
+        keys = self.subjects
+        if keys is None:
+            raise Unavailable(
+                f"expected the keys {self._keys_at}, found none; restore them from the backup that holds the tables"
+            )
+        owners = frame.select((pl.col(owner) if isinstance(owner, str) else owner).alias("owner"))["owner"].to_list()
+        return frame.with_columns(pl.Series(column, keys.open_many(blobs, owners), dtype=pl.Binary))
+
+    def living(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Rows (with `content` and `subject`) opened, without those whose key is destroyed."""
+        found = self.opened(rows, "content", "subject")
+        return found if found is rows else found.filter(found["content"].is_not_null() | rows["content"].is_null())
 
     # --- writing
     def append(
@@ -363,6 +419,7 @@ class Lake(Store):
     """The trainer's side: rows that may teach, and records of what was done."""
 
     tables: ClassVar[Mapping[str, Mapping[str, type_]]] = {"rows": ROWS, "samples": SAMPLES}
+    families: ClassVar[tuple[str, ...]] = ("trainable",)
 
     def rows(
         self,
@@ -372,7 +429,10 @@ class Lake(Store):
         labelled: bool | None = None,
         revision: int | None = None,
     ) -> pl.DataFrame:
-        """The newest state of each row, schema ROWS; `revision` looks back at what was known by then."""
+        """The newest state of each row, schema ROWS; `revision` looks back at what was known by then.
+
+        `content` is opened; a row whose key is destroyed is left out.
+        """
         states = self.scan("rows").filter(pl.col("problem") == problem)
         if splits is not None:
             states = states.filter(pl.col("split").is_in([str(split) for split in splits]))
@@ -381,7 +441,7 @@ class Lake(Store):
         rows = winners(states)
         if labelled is not None:
             rows = rows.filter(pl.col("target").is_not_null() if labelled else pl.col("target").is_null())
-        return self._collect("rows", rows)
+        return self.living(self._collect("rows", rows))
 
     def record(self, table: str, records: Sequence[Record]) -> int:
         """Keep records as JSON; one that is there already is not written twice. Returns how many were new.
@@ -440,6 +500,7 @@ class Vault(Store):
     """The ingest keeper's and the steward's side: every message, and the rows that judge."""
 
     tables: ClassVar[Mapping[str, Mapping[str, type_]]] = {"landing": LANDING, "holdout": ROWS}
+    families: ClassVar[tuple[str, ...]] = tuple(FAMILIES)
 
     def landing(
         self,
@@ -448,12 +509,19 @@ class Vault(Store):
         disposition: str | None = None,
         columns: Sequence[str] | None = None,
     ) -> pl.DataFrame:
-        """Messages in the order of their positions; `disposition` = "dead" is the view of dead letters."""
+        """Messages in the order of their positions; `disposition` = "dead" is the view of dead letters.
+
+        `data` is opened: null where its key is destroyed.
+        """
         wanted = [] if problem is None else [pl.col("problem") == problem]
         wanted += [] if disposition is None else [pl.col("disposition") == disposition]
         frame = self.scan("landing").filter(wanted) if wanted else self.scan("landing")
         frame = frame.sort("topic", "partition", "epoch", "offset")
-        return self._collect("landing", frame if columns is None else frame.select(columns))
+        if columns is not None and "data" not in columns:
+            return self._collect("landing", frame.select(columns))
+        wanted_columns = list(LANDING) if columns is None else list(columns)
+        found = self._collect("landing", frame.select(*dict.fromkeys((*wanted_columns, *_OWNED_BY))))
+        return self.opened(found, "data", OWNER).select(wanted_columns)
 
     def positions(self, topic: str) -> dict[tuple[int, int], int]:
         """{(partition, epoch): offset of the next message}: where to go on reading."""
@@ -474,4 +542,4 @@ class Vault(Store):
         if matured:
             may_judge = pl.col("origin").is_in([str(Origin.OUTCOME), str(Origin.REVIEW)])
             rows = rows.filter(may_judge, pl.col("target").is_not_null(), pl.col("matured_at") <= now)
-        return self._collect("holdout", rows)
+        return self.living(self._collect("holdout", rows))

@@ -20,9 +20,11 @@ written before there were keys still reads. Nonces are random: up to 2^32 texts 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import sqlite3
+import stat
 import threading
 import time
 import zlib
@@ -40,6 +42,7 @@ from truing.tasks.errors import DataError, Unavailable
 FILE: Final = "subjects.sqlite"
 FAMILIES: Final = {"trainable": b"t", "holdout": b"h", "vault": b"v", "dead": b"d"}
 OVERHEAD: Final = 32  # bytes that sealing adds
+_DOOR, _COMMITS = ".door", ".commits"  # locks in the vault's folder
 _MARK: Final = b"\x01"
 _MARK_AT: Final = 1
 _SUBJECTS: Final = frozenset({"trainable", "holdout"})
@@ -64,6 +67,47 @@ _Sealer = tuple[bytes, Callable[[bytes, bytes, bytes], bytes], bytes]  # header,
 def bucket(owner: str) -> int:
     """0..65535. Owners are keyed hashes, sources and days: nobody outside chooses them, so a checksum spreads them well."""
     return zlib.crc32(owner.encode()) & 0xFFFF
+
+
+def owner(subject: str | None, actor: str | None, source: str) -> str:
+    """Whose key a landed event's data is sealed under."""
+    return subject or actor or f"source {source}"
+
+
+def day(at: float) -> str:
+    """The owner of dead letters that landed at `at` (Unix seconds): their UTC day, destroyed when its lifetime is over."""
+    return time.strftime("%Y-%m-%d", time.gmtime(at))
+
+
+@contextmanager
+def commits(root: Path) -> Iterator[None]:
+    """Held by whoever seals, from the sealing until the commit: nobody's key is destroyed in between. Many may hold it.
+
+    A lock that the kernel drops with its process; `root` is the vault's folder. A destroyer that waits comes first.
+    """
+    with _locked(root / _DOOR, fcntl.LOCK_SH) as door, _locked(root / _COMMITS, fcntl.LOCK_SH):
+        fcntl.flock(door, fcntl.LOCK_UN)
+        yield
+
+
+@contextmanager
+def no_commits(root: Path) -> Iterator[None]:
+    """Held by whoever destroys: waits for the commits in flight, and none begins before this ends."""
+    with _locked(root / _DOOR, fcntl.LOCK_EX), _locked(root / _COMMITS, fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, how: int) -> Iterator[int]:
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Unavailable(f"{path}: expected to lock it, got: {error.strerror}; check the folder's permissions") from None
+    try:
+        fcntl.flock(handle, how)
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def sealed(text: bytes | None) -> bool:
@@ -347,6 +391,11 @@ class Subjects:
     def _connected(self) -> sqlite3.Connection:
         if self._file is None:
             if self.writes:
+                if not self.path.exists():  # where a folder is shared by its group, so are the keys: for reading
+                    shared = self.path.parent.stat().st_mode & stat.S_ISGID
+                    handle = os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600)
+                    os.fchmod(handle, 0o640 if shared else 0o600)
+                    os.close(handle)
                 self._file = self._connect("rwc")
                 self._file.executescript(_TABLES)
             else:
