@@ -1,11 +1,13 @@
 """From Kafka records to rows of `landing`: every message becomes exactly one, landed, dead or duplicate.
 
 A message is judged by the contract (`schema`), predictions then by the row checks of their problem, and what is left by its
-identity: an event that landed before is a duplicate. Nothing is raised for what a sender did and nothing is dropped.
+identity: an event that landed before is a duplicate, and so is a dead letter whose very bytes are one already (sent again, or
+read again from a log that lost its tail). Nothing is raised for what a sender did and nothing is dropped.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -48,7 +50,7 @@ def recall(vault: Vault, limit: int = RECENT) -> Recent:
     recent = Recent(limit)
     landed = (
         vault.scan("landing")
-        .filter(pl.col("disposition") == "landed")
+        .filter(pl.col("disposition").is_in(["landed", "erased"]))  # what was forgotten does not land again
         .select("problem", "type", "source", "prediction_id", "event_id", "landed_at")
         .sort("landed_at")
         .tail(limit)
@@ -56,7 +58,14 @@ def recall(vault: Vault, limit: int = RECENT) -> Recent:
         .collect()
     )
     recent.add(identity(*row) for row in landed.iter_rows())
+    dead = vault.landing(disposition="dead", columns=["landed_at", "data"]).sort("landed_at").tail(limit)
+    recent.add(dead_identity(data) for data in dead["data"] if data)
     return recent
+
+
+def dead_identity(value: bytes) -> bytes:
+    """What makes it the same dead letter: its bytes. 16 bytes, so that nobody makes garbage that passes for a good event."""
+    return hashlib.blake2b(value, digest_size=16).digest()
 
 
 def app_of(group: str, topic: str, partition: int, epoch: int) -> str:
@@ -116,12 +125,13 @@ def land(
     rows: list[tuple[Any, ...]] = []
     counts = {"landed": 0, "dead": 0, "duplicate": 0}
     for (partition, offset, epoch), message in zip(at, messages, strict=True):
-        if message.reason:
-            disposition = "dead"
-        elif (name := message.identity) in fresh or name in recent:
-            disposition = "duplicate"
+        if not message.reason:
+            disposition, name = "landed", message.identity
         else:
-            disposition = "landed"
+            disposition, name = "dead", dead_identity(message.data) if message.data else b""
+        if name and (name in fresh or name in recent):
+            disposition = "duplicate"
+        elif name:  # a record without a value is like any other, and each is a dead letter
             fresh.add(name)
         counts[disposition] += 1
         rows.append(
@@ -142,8 +152,8 @@ def land(
                 message.actor_kind or None,
                 message.data,
                 disposition,
-                str(message.reason),
-                message.detail,
+                str(message.reason) if disposition == "dead" else "",
+                message.detail if disposition == "dead" else "",
             )
         )
     return Landing(pl.DataFrame(rows, schema=LANDING, orient="row"), frozenset(fresh), positions, counts)
