@@ -14,12 +14,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-import polars as pl
-
 from truing.flows.errands import Start, Trigger, control_places, decide, remember
 from truing.flows.landing import RETRY_S
 from truing.infra.broker import connection
+from truing.infra.control import Askers
 from truing.infra.keepers import CHIEF, Busy, claim, release
+from truing.infra.keys import keyring
 from truing.infra.settings import Settings
 from truing.tasks.errors import TruingError
 from truing.tasks.events import join
@@ -51,6 +51,7 @@ class Chief:
         """`changed` is set when this keeper landed something; `salt` parts subjects into splits; `tally` counts."""
         self.settings = settings
         self.problems = problems
+        self.askers = Askers.of(keyring(settings), problems)
         self.start = start
         self.stop = stop
         self.changed = changed
@@ -128,12 +129,15 @@ class Chief:
         if derived.version is None:  # nothing new
             return
         self.tally.update({"rows": sum(derived.joined.values()), "labelled": sum(derived.labelled.values())})
+        self.tally.update({"parked": sum(derived.parked.values())})
+        for reasons in derived.unused.values():
+            self.tally.update({f"set aside {reason}": count for reason, count in reasons.items()})
         for name, count in derived.labelled.items():
             self.triggers[name].labelled += count
 
     def _triggers(self) -> dict[str, Trigger]:
         vault, lake = Vault(self.settings.vault), Lake(self.settings.lake)
-        labelled = lake.scan("rows").filter(pl.col("target").is_not_null()).select("problem", "id").unique()
+        labelled = lake.scan("rows").filter(join.taught()).select("problem", "id").unique()
         counts = dict(labelled.group_by("problem").len().collect().iter_rows())
         return {
             name: Trigger(vault, name, after=problem.cadence.improve_after, labelled=counts.get(name, 0))
@@ -175,9 +179,9 @@ class Chief:
                 self.log(f"improve/{trigger.problem} started: {rows} newly labelled rows")
 
     def _handle(self, vault: Vault, key: str, offset: int, value: bytes | None, app: tuple[str, int]) -> None:
-        asked = decide(value, self.problems, now=time.time())
+        asked = decide(value, self.problems, askers=self.askers, now=time.time())
         given = (asked.parameters,) if asked.parameters else ()
-        run = self.start(asked.deployment, key, *given) if asked.deployment else None
+        run = self.start(asked.deployment, asked.key or key, *given) if asked.deployment else None
         remember(vault, key, asked.problem, offset, {"act": asked.act, "word": asked.word, "run": run}, app)
         if asked.act != "noted":
             self.log(f"{asked.act}: {asked.word}")

@@ -1,7 +1,7 @@
 """What the keeper does beside landing: it reads the control topic, starts deployments, and remembers both in the vault.
 
 Every control message becomes one row of `vault/requests`, and its offset rides in that commit. A request is recorded only after
-Prefect has accepted the run under the key topic:partition:epoch:offset, so a crash in between starts no second run.
+Prefect has accepted the run under the key of its (signed) id, so a crash in between, or a copy of it, starts no second run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 import polars as pl
 
 from truing.infra.calls import call
-from truing.infra.control import RUNS
+from truing.infra.control import RUNS, Askers, Request
 from truing.infra.keys import keyring
 from truing.infra.settings import Settings
 from truing.tasks.errors import Unavailable
@@ -46,26 +46,29 @@ class Asked(Record, frozen=True):
     word: str
     deployment: str | None = None
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)
+    key: str = ""  # under which Prefect starts it once, however often it is asked
 
 
-class _Message(msgspec.Struct, frozen=True):
-    type: str
-    problem: str = ""
-    run: str = ""
-    id: str = ""
-    time: float | None = None
-    repair: str = ""  # run.requested improve: the number of a blocked version to repair
-    version: str = ""  # model.ready: the version judged, and what the gate said
-    outcome: str = ""
+def decide(value: bytes | None, problems: Collection[str], *, askers: Askers, now: float) -> Asked:
+    """A control message → what to do about it. Never raises for what was sent; never starts gate, release or rollback.
 
-
-def decide(value: bytes | None, problems: Collection[str], *, now: float) -> Asked:
-    """A control message → what to do about it. Never raises for what was sent; never starts gate, release or rollback."""
+    What would start something is refused unless `askers` believe it.
+    """
     try:
-        message = msgspec.json.decode(value or b"", type=_Message)
+        message = msgspec.json.decode(value or b"", type=Request)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Asked(problem="", act="ignored", word=f"a control message does not read: {' '.join(str(error).split())[:150]}")
     problem = message.problem if message.problem in problems else ""
+    asked = _decide(message, problem, problems, now)
+    if asked.deployment is None:
+        return asked
+    if why := askers.refuse(message, now=now):
+        return Asked(problem=problem, act="refused", word=f"{message.type}: {why}")
+    return msgspec.structs.replace(asked, key=f"asked:{message.by}:{message.id[:64]}")
+
+
+def _decide(message: Request, problem: str, problems: Collection[str], now: float) -> Asked:
+    """What it comes to if it is believed."""
     if message.type == "model.ready" and message.outcome == "block" and problem and _number(message.version):
         return _repair(problem, message.version, f"v{message.version} of {problem} was blocked", message.time, now)
     if message.type != "run.requested":

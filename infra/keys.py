@@ -33,6 +33,7 @@ _SHARED = {
     "wire": ("ingest", "gateway"),
     "actor-salt": ("ingest",),
     "split-salt": ("ingest",),
+    "control": ("sources", "ingest", "steward"),  # who holds it may ask for runs: see control.py
     "flask-secret": ("registry",),
     "prefect-auth": ("prefect", "trainer", "ingest", "steward"),
 }

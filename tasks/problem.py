@@ -74,6 +74,7 @@ class Maturity(Record, frozen=True):
     credit: str = "730d"
 
 
+Run = Literal["ingest", "curate", "improve", "monitor"]  # what a message may ask for; never gate, release, rollback
 Word = Literal["rating", "correction", "outcome", "review", "attribute", "interaction"]
 
 
@@ -121,6 +122,7 @@ class Problem(Record, frozen=True):
     cadence: Cadence = Cadence()
     maturity: Maturity = Maturity()
     parking: Parking = Parking()
+    control: dict[Run, tuple[str, ...]] = msgspec.field(default_factory=dict)  # run → sources that may ask for it, too
     interactions: dict[str, float] = msgspec.field(default_factory=dict)  # kinds that confirm the answer → their least value
     redaction: Redaction = Redaction()
     retention: str = "24h"
@@ -283,5 +285,9 @@ def _check_parking(path: Path, problem: Problem) -> None:
                 raise ProblemError(
                     f"{where}: expected at most maturity.credit ({problem.maturity.credit}), got {duration}; shorten it"
                 )
+    for run, names in problem.control.items():
+        if strange := sorted(set(names) - set(problem.sources)):
+            known = ", ".join(sorted(problem.sources)) or "none"
+            raise ProblemError(f"{path}: control.{run}: expected sources out of {known}, got {strange}; register them")
     if problem.parking.voices < 1:
         raise ProblemError(f"{path}: parking.voices: expected at least 1, got {problem.parking.voices}; raise it")

@@ -20,6 +20,7 @@ import pytest
 from truing.flows.errands import STALE_S, Trigger, decide
 from truing.flows.keeper import Busy, Keeper, drain
 from truing.infra import broker
+from truing.infra.control import Askers, signed
 from truing.infra.heartbeat import last_beat
 from truing.infra.keys import Keyring
 from truing.infra.settings import Settings, child_environment
@@ -43,6 +44,8 @@ ROW: dict[str, Any] = {
     "native_country": "United-States",
 }
 Message = tuple[bytes, bytes]
+KEY = b"k" * 32
+ASKERS = Askers(operator=KEY, sources={"adult": {"clock": (b"c" * 32, frozenset({"curate"}))}})
 
 
 class Site:
@@ -316,7 +319,9 @@ def test_a_vault_that_can_not_be_written_is_waited_for_and_loses_nothing(site: S
 def test_a_control_message_starts_what_may_be_asked_for_and_nothing_else(
     message: Any, act: str, deployment: str | None
 ) -> None:
-    asked = decide(json.dumps(message).encode(), ["adult"], now=1000.0)
+    if isinstance(message, dict) and isinstance(message["type"], str):
+        message = signed({"time": 1000.0} | message, KEY)
+    asked = decide(json.dumps(message).encode(), ["adult"], askers=ASKERS, now=1000.0)
     assert (asked.act, asked.deployment) == (act, deployment)
     assert asked.parameters == ({"repair": "3"} if act == "start" and "3" in message.values() else {})
     assert "\n" not in asked.word
@@ -324,13 +329,14 @@ def test_a_control_message_starts_what_may_be_asked_for_and_nothing_else(
 
 @pytest.mark.parametrize("value", [None, b"", b"\xff", b"[" * 100_000])
 def test_a_control_message_that_does_not_read_is_ignored(value: bytes | None) -> None:
-    assert decide(value, ["adult"], now=1000.0).act == "ignored"
+    assert decide(value, ["adult"], askers=ASKERS, now=1000.0).act == "ignored"
 
 
 @pytest.mark.services
 def test_a_request_survives_an_absent_prefect_and_a_restart_without_being_lost_or_doubled(site: Site) -> None:
-    """Key = topic:partition:epoch:offset. While the run can't be started nothing is remembered; afterwards it is, once."""
-    site.control.publish([(b"", json.dumps({"type": "run.requested", "problem": "adult", "run": "curate"}).encode())])
+    """Key = its signed id. While the run can't be started nothing is remembered; afterwards it is, once."""
+    asked = signed({"type": "run.requested", "problem": "adult", "run": "curate"}, site.ring.read("control"))
+    site.control.publish([(b"", json.dumps(asked).encode())])
     refused: list[str] = []
 
     def away(deployment: str, key: str) -> str:
@@ -352,7 +358,7 @@ def test_a_request_survives_an_absent_prefect_and_a_restart_without_being_lost_o
     turn(site.start, lambda: Vault(site.settings.vault).read("requests").height == 1)
     site.control.publish([(b"", json.dumps({"type": "run.requested", "problem": "adult", "run": "gate"}).encode())])
     turn(site.start, lambda: Vault(site.settings.vault).read("requests").height == 2)
-    key = f"{site.settings.kafka.control}:0:0:0"
+    key = f"asked:operator:{asked['id']}"
     assert set(refused) == {key}
     assert site.started == [("curate/adult", key)]
     assert any("steward's act" in text for text in site.said)
