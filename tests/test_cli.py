@@ -15,7 +15,6 @@ from truing.flows.cli.main import main
 from truing.infra.keys import Keyring
 from truing.infra.stack import Stack
 from truing.tasks.errors import DataError
-from truing.tasks.problem import Problem
 from truing.tasks.release.registry import Registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,70 +157,6 @@ def test_a_key_that_others_can_read_is_pointed_out(run: Any) -> None:
     (run.settings.keys / "steward" / "release").chmod(0o644)
     found = {one["key"]: one["note"] for one in json.loads(run("keys", "list", "--json")[1])}
     assert found["steward/release"].startswith("open to others: `chmod 600 ")
-
-
-# --- send: the file is checked before the first message -----------------------------------------------------------------------
-
-
-def row(problem: Problem, **more: Any) -> dict[str, Any]:
-    return {name: (40 if spec.type == "number" else "Private") for name, spec in problem.inputs.items()} | more
-
-
-def write(path: Path, lines: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return str(path)
-
-
-def test_a_file_of_rows_becomes_predictions_and_outcomes(run: Any, tmp_path: Path, problem: Problem) -> None:
-    run("init")
-    lines = [row(problem, sex="Female", income=">50K"), row(problem, sex="Male", income=None)]
-    code, out, err = run("send", write(tmp_path / "rows.jsonl", lines), "--source", "history", "--check", "--json")
-    assert code == 0, err
-    assert json.loads(out) | {"file": ""} == {"file": "", "rows": 2, "events": 3, "source": "history", "sent": 0}
-
-
-def test_csv_and_jsonl_name_the_same_rows_alike(tmp_path: Path, problem: Problem) -> None:
-    import polars as pl
-
-    from truing.flows.cli.events import Sender, events, read
-
-    sender = Sender(problem=problem, source="history", key=b"k" * 32, now=1.0)
-    lines = [row(problem, income=">50K"), row(problem, income="<=50K")]
-    pl.DataFrame(lines).write_csv(tmp_path / "rows.csv")
-    a = read(Path(write(tmp_path / "rows.jsonl", lines)))
-    b = read(tmp_path / "rows.csv")
-    ids = [[key for line in events(one, sender, tmp_path) for key, _ in line] for one in (a, b)]
-    assert ids[0] == ids[1] and len(set(ids[0])) == 2
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"colour": "red"}, "got also colour; leave them out"),
-        ({"age": ...}, "expected the inputs age too"),
-        ({"income": "rich"}, "row 1: income: expected one of <=50K, >50K, got 'rich'"),
-        ({"time": "yesterday"}, "row 1: time: expected Unix seconds"),
-    ],
-)
-def test_a_file_that_does_not_fit_is_refused_whole(
-    run: Any, tmp_path: Path, problem: Problem, change: dict[str, Any], says: str
-) -> None:
-    run("init")
-    line = {name: value for name, value in (row(problem, income=">50K") | change).items() if value is not ...}
-    code, out, err = run("send", write(tmp_path / "rows.jsonl", [line]), "--source", "history", "--check")
-    assert (code, out) == (2, "") and says in err and one_line(err), err
-
-
-def test_an_empty_file_is_refused(run: Any, tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("")
-    code, _, err = run("send", str(tmp_path / "rows.csv"), "--source", "history")
-    assert code == 2 and "got an empty file" in err and one_line(err)
-
-
-def test_a_source_may_only_send_its_types(run: Any, tmp_path: Path, problem: Problem) -> None:
-    run("init")
-    code, _, err = run("send", write(tmp_path / "rows.jsonl", [row(problem)]), "--source", "outcomes", "--check")
-    assert code == 2 and "expected what source outcomes may send (outcome), got prediction" in err
 
 
 # --- against the running stack ------------------------------------------------------------------------------------------------

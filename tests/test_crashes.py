@@ -106,7 +106,7 @@ KEEPER = (
 REGISTERED = Point("version written, not in the audit", "registry", MLFLOW + "create_model_version", "after")
 CONTROL = Point("read a request, not remembered", "ingest", "truing.flows.errands:remember", "before")
 OUTBOX = (
-    Point("answer on disk, not given", "gateway", "truing.infra.gateway.outbox:Outbox.append", "after"),
+    Point("answer on disk, not given", "gateway", "truing.infra.outbox:Outbox.append", "after"),
     Point("events sent, not ticked off", "gateway", "truing.infra.sender:Sender.publish", "after"),
 )
 IMPROVE = (

@@ -36,9 +36,9 @@ from serving import (
 )
 
 from truing.infra.broker import connection
-from truing.infra.gateway.outbox import Outbox
 from truing.infra.gateway.tensors import OWN, read_question
 from truing.infra.keys import Keyring
+from truing.infra.outbox import Outbox
 from truing.infra.sender import Sender
 from truing.infra.settings import Settings
 from truing.tasks.errors import DataError

@@ -15,12 +15,12 @@ from truing.infra.broker import address, connection
 from truing.infra.catalog import catalog
 from truing.infra.gateway.feedback import check, read_items
 from truing.infra.gateway.loader import Loader
-from truing.infra.gateway.outbox import Outbox
 from truing.infra.gateway.sampler import Sampler
 from truing.infra.gateway.served import Served, Shelf
 from truing.infra.gateway.shelf import RegistryShelf
 from truing.infra.gateway.tensors import OWN, Question, column, read_question
 from truing.infra.keys import Keyring, following_password, following_public
+from truing.infra.outbox import Outbox
 from truing.infra.sender import Message, Sender
 from truing.infra.settings import Settings
 from truing.tasks import seal

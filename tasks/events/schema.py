@@ -62,6 +62,7 @@ __all__ = [
     "Review",
     "check_token",
     "claimed_id",
+    "compose",
     "encode_event",
     "identity",
     "judge",
@@ -104,6 +105,40 @@ def encode_event(
     Without `id` the message is named after its content, so sending the same thing twice lands once. `actor` and `subject` are
     the plain names: the reader hashes them. Raises DataError when `data` is not what `kind` wants.
     """
+    message = compose(
+        kind,
+        problem=problem,
+        source=source,
+        data=data,
+        time=time,
+        id=id,
+        prediction_id=prediction_id,
+        actor=actor,
+        actor_kind=actor_kind,
+        subject=subject,
+        token=token,
+        source_key=source_key,
+    )
+    return (prediction_id or message.id).encode(), msgspec.json.encode(message)
+
+
+def compose(
+    kind: str,
+    *,
+    problem: str,
+    source: str,
+    data: Mapping[str, Any],
+    time: float,
+    id: str | None = None,
+    prediction_id: str | None = None,
+    actor: str | None = None,
+    actor_kind: str = "person",
+    subject: str | None = None,
+    token: str | None = None,
+    source_key: bytes | None = None,
+    raw: bytes | None = None,
+) -> Out:
+    """The message of `encode_event` before it is written; `raw` is `data` as the JSON that is to be signed, if it is known."""
     if kind not in KINDS:
         raise DataError(f"expected an event type of {', '.join(KINDS)}, got {kind!r}; name one of them")
     try:
@@ -112,7 +147,7 @@ def encode_event(
         raise DataError(f"data of a {kind}: {_one_line(error)}; mend that field") from None
     if not _finite(typed):  # would be written as null
         raise DataError(f"data of a {kind}: expected finite numbers, got NaN or infinity; leave the field out or null")
-    raw = msgspec.json.encode(data)
+    raw = msgspec.json.encode(data) if raw is None else raw
     at = rfc3339(time)
     name = f"truing.{kind}.v1"
     if id is None:
@@ -122,7 +157,7 @@ def encode_event(
     if source_key is not None:
         parts = _signed(id, source, name, at, problem, prediction_id, subject, actor, actor_kind, raw)
         proof = _MAC + seal.mac(source_key, *parts)
-    message = Out(
+    return Out(
         specversion="1.0",
         id=id,
         source=source,
@@ -137,7 +172,6 @@ def encode_event(
         proof=proof,
         data=msgspec.Raw(raw),
     )
-    return (prediction_id or id).encode(), msgspec.json.encode(message)
 
 
 def _signed(

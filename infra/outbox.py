@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from truing.infra.gateway.disk import Disk
-from truing.infra.gateway.sentinel import Sentinel
+from truing.infra.disk import Disk
 from truing.infra.sender import Message
+from truing.infra.sentinel import Sentinel
 from truing.tasks.errors import DataError, Unavailable
 from truing.tasks.events.schema import MAX_BYTES
 

@@ -12,8 +12,8 @@ import pytest
 from cuts import cut
 from serving import until
 
-from truing.infra.gateway.disk import Disk
-from truing.infra.gateway.outbox import Outbox
+from truing.infra.disk import Disk
+from truing.infra.outbox import Outbox
 from truing.infra.sender import Message
 from truing.tasks.errors import DataError, Unavailable
 
@@ -103,7 +103,7 @@ def test_an_oversized_event_is_refused_before_it_is_written(tmp_path: Path) -> N
 # --- on the disk --------------------------------------------------------------------------------------------------------------
 
 ANSWER = """
-from truing.infra.gateway import outbox
+from truing.infra import outbox
 from truing.infra.sender import Sender
 # ready
 outbox._ROTATE_BYTES = 0  # a new file for each answer
@@ -114,7 +114,7 @@ for at in range(2):
 """
 
 
-@pytest.mark.parametrize("file", ["gateway/outbox.py", "gateway/disk.py"])
+@pytest.mark.parametrize("file", ["infra/outbox.py", "infra/disk.py"])
 def test_a_gateway_killed_at_any_line_has_the_events_of_each_answer_that_went_out(file: str, tmp_path: Path) -> None:
     """And of the one it was killed in: all of its events, or none."""
     root = tmp_path / "cuts"
@@ -171,7 +171,7 @@ def test_a_full_disk_takes_no_part_of_an_answer(tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
-        "from truing.infra.gateway.outbox import Outbox\n"
+        "from truing.infra.outbox import Outbox\n"
         "from truing.infra.sender import Sender\n"
         "from truing.tasks.errors import Unavailable\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

@@ -15,6 +15,11 @@ class Sentinel:
         self._seen = False
         self._next_try = 0.0
 
+    @property
+    def watching(self) -> bool:
+        """Is the connection held, as far as the last look knows?"""
+        return self._socket is not None
+
     def broken(self) -> bool:
         """True once after each loss, when the other end answers again."""
         if self._socket is None:
