@@ -91,6 +91,7 @@ def leak(rows: pl.DataFrame, lake: Lake, problem: Problem) -> str | None:
     known = lake.read("rows", ["content", "split", "subject"], _of(problem)).unique(
         "subject", keep="first", maintain_order=True
     )
+    known = lake.living(known)
     judging = rows.unique("subject", keep="first", maintain_order=True)
 
     def inputs(frame: pl.DataFrame) -> list[dict[str, Any]]:

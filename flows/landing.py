@@ -20,7 +20,9 @@ from truing.tasks.events import checks as row_checks
 from truing.tasks.events.intake import Check, app_of, land, places, recall
 from truing.tasks.events.lake import Stale, Vault
 from truing.tasks.events.schema import Proofs
+from truing.tasks.events.sealing import seal_landing
 from truing.tasks.events.stream import Chunk, Reader
+from truing.tasks.events.subjects import commits
 from truing.tasks.problem import Problem
 
 RETRY_S = 0.5  # before something that was away is tried again
@@ -109,7 +111,9 @@ class Landing:
         landing = land(chunks, topic=kafka.topic, proofs=self.proofs, recent=self.recent, checks=self.checks, now=time.time())
         apps = {app_of(kafka.group, kafka.topic, *where): offset for where, offset in landing.positions.items()}
         expected = {app: self._recorded.get(app) for app in apps}  # None: the first commit of a new epoch
-        self.vault.append("landing", landing.frame, app=list(apps.items()), expect=expected)
+        with commits(self.settings.vault):  # nobody's key is destroyed between sealing and commit
+            frame = seal_landing(landing.frame, self.vault.sealing(), self.problems, salt=self.proofs.salt)
+            self.vault.append("landing", frame, app=list(apps.items()), expect=expected)
         self._recorded.update(apps)
         self._epochs.update(landing.positions.keys())
         self.recent.add(landing.fresh)

@@ -89,7 +89,7 @@ def due(
         return following, [], pl.DataFrame(schema=dict(ROWS))
     inside = pl.col("asked_at").is_between(over[0], over[-1] + every_s, closed="left")
     rows = winners(lake.scan("rows").filter(pl.col("problem") == problem, inside)).collect()
-    return following, [(start, start + every_s) for start in over], served(rows)
+    return following, [(start, start + every_s) for start in over], lake.living(served(rows))
 
 
 def window(
