@@ -20,6 +20,7 @@ from truing.tasks.evaluation.answers import Answers, ask, rows_digest
 from truing.tasks.evaluation.ledger import Look, candidates_since, look_at, shown_until
 from truing.tasks.evaluation.probing import probe
 from truing.tasks.evaluation.unseen import confirm, part
+from truing.tasks.events.holdout import may_judge, validate_holdout
 from truing.tasks.events.join import leaked
 from truing.tasks.kinds.model import Model
 from truing.tasks.policy import Policy
@@ -95,8 +96,11 @@ def parties(registry: Registry, problem: Problem, seen: Version, *, docket: Dock
     )
 
 
-def sealed_rows(vault: Vault, lake: Lake, problem: Problem, *, now: float) -> pl.DataFrame:
-    """The holdout, the unmatured rows too. Raises Refused if what judges has also taught, or looks as if it had."""
+def sealed_rows(vault: Vault, lake: Lake, problem: Problem, *, desk: Path, folder: Path, now: float) -> pl.DataFrame:
+    """The holdout, the unmatured rows too, without what its windows reject (`tasks.events.holdout`; `folder` is the problem's).
+
+    Raises Refused if what judges has also taught, or looks as if it had.
+    """
     both = leaked(vault, lake, problem.name)
     if both:
         raise Refused(
@@ -106,7 +110,8 @@ def sealed_rows(vault: Vault, lake: Lake, problem: Problem, *, now: float) -> pl
                 remedy="take their rows out of the lake; the split's salt must never change",
             )
         )
-    rows = vault.holdout(problem.name, now=now, matured=False)
+    out = validate_holdout(vault, lake, problem, desk=desk, folder=folder, now=now)
+    rows = may_judge(vault.holdout(problem.name, now=now, matured=False), out)
     doubt = leak(rows, lake, problem)
     if doubt:
         raise Refused(

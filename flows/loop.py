@@ -197,6 +197,7 @@ def decide(
     offices: Offices,
     ledger: Path,
     desk: Path,
+    folder: Path,
     now: float,
     timer: Callable[[], float],
 ) -> Judged:
@@ -218,7 +219,7 @@ def decide(
     name, version = problem.name, seen.version
     models = parties(registry, problem, seen, docket=docket, book=book)
     candidate = models.record
-    rows = sealed_rows(vault, lake, problem, now=now)
+    rows = sealed_rows(vault, lake, problem, desk=desk, folder=folder, now=now)
     answers, look = answered(
         rows, lake, problem, policy, models, known=read_ledger(ledger), desk=desk, offices=offices, now=now, timer=timer
     )

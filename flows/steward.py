@@ -203,7 +203,7 @@ def judged(desk: Desk, problem: Problem, policy: Policy, version: str, docket: D
     made = loop.decide(
         desk.vault, desk.lake, desk.registry, problem, policy, seen,
         docket=docket, book=desk.book, offices=desk.offices(), ledger=desk.settings.desk / "looks" / f"{problem.name}.jsonl",
-        desk=desk.settings.desk, now=time.time(), timer=time.perf_counter,
+        desk=desk.settings.desk, folder=desk.settings.problems / problem.name, now=time.time(), timer=time.perf_counter,
     )  # fmt: skip
     return shown(desk, problem, made)
 
