@@ -4,6 +4,7 @@
     joins     landed events → rows and holdout         (`chief.py`: by one keeper for all)
     control   control topic and counts → runs          (the same)
     errands   trims the topic; checks read again; signs of life
+    marks     up to where all has landed, for senders  (`infra/watermark.py`)
 
 Several keepers share the partitions (`ingest.keepers`); `infra/keepers.py` says what holds them apart. Prefect is not needed
 here: `ingest.py` shows segments of this work as flow runs, `always.py` is the process around both.
@@ -19,11 +20,14 @@ from collections.abc import Callable
 from truing.flows.chief import Chief
 from truing.flows.errands import Start
 from truing.flows.landing import Landing
+from truing.infra.broker import connection
 from truing.infra.catalog import catalog
 from truing.infra.heartbeat import beat
 from truing.infra.keepers import PART, Busy, claim, claim_all, part, release, share
 from truing.infra.keys import keyring
+from truing.infra.schema_registry import codec_of
 from truing.infra.settings import Settings
+from truing.infra.watermark import Announcer
 from truing.tasks.errors import TruingError, Unavailable
 from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.schema import Proofs
@@ -35,6 +39,7 @@ __all__ = ["Busy", "Keeper", "drain"]
 BEAT_S = 2.0
 REFRESH_S = 10.0  # between looks whether a person edited the checks
 TRIM_S = 3.0
+ANNOUNCE_S = 0.5
 HUNG_S = 300.0
 
 
@@ -64,6 +69,7 @@ class Keeper:
             wire=ring.read("wire"),
             salt=ring.read("actor-salt"),
             keys={name: {source: ring.source(name, source) for source in p.sources} for name, p in self.problems.items()},
+            avro=codec.read if (codec := codec_of(settings)) else None,
         )
         for root in (settings.vault, settings.lake):
             try:
@@ -111,6 +117,13 @@ class Keeper:
         chief = self.chief.elected.is_set()
         beat(self.settings, name, now=time.time(), counts=dict(self.tally), idle_s=idle_s, chief=chief)
 
+    def announce(self) -> None:
+        """Tell senders, through Kafka, up to where all has landed: what stands before that they need not keep."""
+        announcer = Announcer(connection(self.settings), self.settings.kafka.group, self.settings.kafka.topic)
+        while not self.stop.wait(ANNOUNCE_S):
+            announcer.tell(self.landing.marks())
+        announcer.close()
+
     # --- running
     def run(self) -> None:
         """All loops until `stop`; raises what any of them died of."""
@@ -121,6 +134,7 @@ class Keeper:
                 "joins": self.chief.joins,
                 "control": self.chief.control,
                 "errands": self.errands,
+                "marks": self.announce,
             }.items()
         ]
         for thread in threads:

@@ -8,6 +8,7 @@ keeper was about to (Stale), what was read is dropped and reading goes on at the
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping
 
 from truing.infra.broker import connection
 from truing.infra.settings import Settings
+from truing.infra.watermark import Mark
 from truing.tasks.errors import Unavailable
 from truing.tasks.events import checks as row_checks
 from truing.tasks.events.intake import Check, app_of, land, places, recall
@@ -56,6 +58,7 @@ class Landing:
         self.changed = threading.Event()  # something landed that is not joined yet
         self.tally: Counter[str] = Counter()  # by disposition, type, reason; since this keeper began
         self.ticked = time.monotonic()  # last sign of life
+        self._token = secrets.token_hex(4)  # tells this keeper's marks from an earlier one's
         self.checks: dict[str, Check] = {}
         self._suites: dict[str, object] = {}
         self._aged: dict[str, int] = {}  # by application, what had landed when `trim` was called last
@@ -158,6 +161,18 @@ class Landing:
         while (chunks := self.gather()) or self.reader.lag():
             if chunks:
                 self.commit(chunks)
+
+    def marks(self) -> dict[int, Mark]:
+        """Up to where each partition has landed, in the log as it was settled last; nothing while that may be another one."""
+        kafka, reader = self.settings.kafka, self.reader
+        session, places, recorded = reader.session, dict(reader.places), dict(self._recorded)
+        apps = {partition: app_of(kafka.group, kafka.topic, partition, place.epoch) for partition, place in places.items()}
+        found = {
+            partition: Mark(places[partition].epoch, offset, f"{self._token}.{session}")
+            for partition, app in apps.items()
+            if (offset := recorded.get(app)) is not None
+        }
+        return found if session and session == reader.session else {}
 
     def trim(self) -> None:
         """Let the broker forget what had landed by the last call of this, but for the last record of it.

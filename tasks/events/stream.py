@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from truing.tasks.errors import Unavailable
@@ -44,11 +45,15 @@ PRODUCER: dict[str, Any] = {
     "bootstrap_timeout_ms": 3000,
     "allow_auto_create_topics": False,
 }
+_SESSIONS = count(1)
+_NAMED = 100  # records looked at for one that claims an id: garbage can't be told from garbage
 _NAPS = 5  # looks within one poll: 20 ms apart at 100 ms, 5 % of a core instead of 30 %
 
 
 class Place(Record, frozen=True):
-    """Where to go on in one partition. The anchor is the last record read: if another stands there, the log is another one."""
+    """Where to go on in one partition. The anchor is the last record read that claims an id: if another one stands there, the
+    log is another one.
+    """
 
     epoch: int
     offset: int
@@ -131,6 +136,7 @@ class Reader:
         self.batched = batched
         self.places: dict[int, Place] = {number: (places or {})[number] for number in self._mine(places or ())}
         self.notes: list[str] = []  # what a person should know; the caller takes them out
+        self.session = 0  # another number each time the log was looked at and settled; 0 = not connected
         self._connection = dict(connection)
         self._consumer: Any = None
         self._sentinel: socket.socket | None = None
@@ -156,6 +162,9 @@ class Reader:
                     break
                 time.sleep(timeout_ms / 1000 / _NAPS)
                 polled = self._consumer.poll(timeout_ms=1, max_records=most)
+            if polled and self._broken():  # what answered may be the broker's next life, with another log at these offsets
+                self.close()
+                return []
             if self.batched:
                 self._fetched = [(tp.partition, block) for tp, blocks in polled.items() for block in blocks]
                 chunks = self._hand_out(most)
@@ -194,6 +203,7 @@ class Reader:
 
     def close(self) -> None:
         self._fetched = []  # not handed out: read again
+        self.session = 0
         if self._consumer is not None:
             self._consumer.close(timeout_ms=1000)
             self._consumer = None
@@ -216,8 +226,13 @@ class Reader:
 
     def _take(self, partition: int, records: Sequence[tuple[int, bytes | None]]) -> Chunk:
         place = self.places[partition]
-        offset, value = records[-1]
-        self.places[partition] = Place(epoch=place.epoch, offset=offset + 1, anchor_offset=offset, anchor_id=claimed_id(value))
+        anchor = place.anchor_offset, place.anchor_id
+        for back in range(1, min(len(records), _NAMED) + 1):
+            offset, value = records[-back]
+            if name := claimed_id(value):
+                anchor = offset, name
+                break
+        self.places[partition] = Place(place.epoch, records[-1][0] + 1, *anchor)
         return Chunk(partition, place.epoch, records)
 
     def _dead(self, partition: int, records: list[tuple[int, bytes | None]], reason: Reason, detail: str) -> None:
@@ -251,6 +266,7 @@ class Reader:
                 self._consumer.assign(partitions)
                 for tp in partitions:
                     self._consumer.seek(tp, self.places[tp.partition].offset)
+                self.session = next(_SESSIONS)
         except Unavailable:
             self.close()
             raise
@@ -276,7 +292,7 @@ class Reader:
         for found in self._consumer.poll(timeout_ms=2000, max_records=1).values():
             offset, value = found[0][0] if self.batched else (found[0].offset, found[0].value)
             return bool(offset != place.anchor_offset or claimed_id(value) == place.anchor_id)
-        return True
+        raise Unavailable(f"{self.topic}/{tp.partition}: expected the record at {place.anchor_offset} within 2 s, got none")
 
     def _check(self) -> None:
         """Nothing came for a while: has the log become shorter, has it grown partitions, or do we stand before something?"""
