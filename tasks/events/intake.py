@@ -74,15 +74,18 @@ def app_of(group: str, topic: str, partition: int, epoch: int) -> str:
 
 
 def places(vault: Vault, group: str, topic: str) -> dict[int, Place]:
-    """Where to go on in each partition, from what the commits recorded, with the last message read as anchor."""
+    """Where to go on in each partition, from what the commits recorded, with the last message that claims an id as anchor."""
     found: dict[int, Place] = {}
-    rows = vault.scan("landing").filter(pl.col("topic") == topic)
-    last = rows.sort("epoch", "offset").group_by("partition").agg(pl.col("epoch", "offset", "event_id").last()).collect()
-    for partition, epoch, offset, event_id in last.iter_rows():
+    rows = vault.scan("landing").filter(pl.col("topic") == topic).select("partition", "epoch", "offset", "event_id")
+    named = (pl.col("event_id") != "") & (pl.col("epoch") == pl.col("epoch").last())
+    anchor = pl.col("offset", "event_id").filter(named).last().name.prefix("anchor_")
+    last = rows.sort("epoch", "offset").group_by("partition").agg(pl.col("epoch", "offset").last(), anchor).collect()
+    for partition, epoch, offset, anchor_offset, event_id in last.iter_rows():
         following = vault.transaction("landing", app_of(group, topic, partition, epoch))
         if following is None:  # landed under another group: this one begins where that one stopped
             following = offset + 1
-        found[partition] = Place(epoch=epoch, offset=following, anchor_offset=offset, anchor_id=event_id or "")
+        at = -1 if anchor_offset is None else anchor_offset
+        found[partition] = Place(epoch=epoch, offset=following, anchor_offset=at, anchor_id=event_id or "")
     return found
 
 

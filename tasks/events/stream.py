@@ -226,13 +226,14 @@ class Reader:
 
     def _take(self, partition: int, records: Sequence[tuple[int, bytes | None]]) -> Chunk:
         place = self.places[partition]
-        anchor = place.anchor_offset, place.anchor_id
+        at, named = place.anchor_offset, place.anchor_id
         for back in range(1, min(len(records), _NAMED) + 1):
             offset, value = records[-back]
             if name := claimed_id(value):
-                anchor = offset, name
+                at, named = offset, name
                 break
-        self.places[partition] = Place(place.epoch, records[-1][0] + 1, *anchor)
+        following = records[-1][0] + 1
+        self.places[partition] = Place(epoch=place.epoch, offset=following, anchor_offset=at, anchor_id=named)
         return Chunk(partition, place.epoch, records)
 
     def _dead(self, partition: int, records: list[tuple[int, bytes | None]], reason: Reason, detail: str) -> None:
