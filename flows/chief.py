@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
+from truing.flows import erase
 from truing.flows.errands import Start, Trigger, control_places, decide, remember
 from truing.flows.landing import RETRY_S
 from truing.infra.broker import connection
@@ -30,6 +31,7 @@ from truing.tasks.problem import Problem
 
 COMPACT_S = 10.0
 ELECT_S = 0.5  # between two tries for the lock
+TEND_S = 10.0  # between looks whether something of a forgotten person, or of old dead letters, is due
 FILES = 32  # small files of a table before they are merged: each costs every join 0.3 ms
 
 
@@ -102,6 +104,7 @@ class Chief:
         if not self.wait():
             return
         vault, lake = Vault(self.settings.vault), Lake(self.settings.lake)
+        tended = 0.0
         compacted = 0.0  # a chief that does not live long compacts too
         self.changed.set()  # what was landed before and not joined
         # What others land is seen by looking; what this one lands is told.
@@ -116,6 +119,9 @@ class Chief:
                     compacted = begun
                     vault.compact(above=FILES)
                     lake.compact(above=FILES)
+                if begun - tended > TEND_S:
+                    tended = begun
+                    erase.tend(self.settings, self.problems, split_salt=self._salt, now=time.time(), log=self.log)
             except TruingError as error:
                 self.log(f"join: {error}")
                 self.changed.set()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from truing.infra.keepers import PART, is_keeper
 from truing.infra.keys import OFFICES, Keyring
-from truing.infra.settings import Settings
+from truing.infra.settings import Settings, child_environment
 from truing.tasks.errors import SettingsError, Unavailable
 from truing.tasks.problem import Problem
 
@@ -41,7 +41,8 @@ def create_keys(settings: Settings, problems: dict[str, Problem]) -> None:
     """Every missing key, each folder owned by its office's account. Raises SettingsError, Unavailable."""
     sources = [f"{name}.{source}" for name, problem in problems.items() for source in problem.sources]
     owners = {name: _user(settings, name).pw_uid for name in OFFICES} if settings.accounts.separate else None
-    Keyring(settings.keys).create(sources, approvers=settings.approvers, owners=owners)
+    broker = settings.kafka.broker == "kafka" and settings.kafka.security_protocol.startswith("SASL")
+    Keyring(settings.keys).create(sources, approvers=settings.approvers, owners=owners, broker=broker)
 
 
 _REACH = """
@@ -110,6 +111,20 @@ def prepare(settings: Settings, parts: Iterable[str], problems: dict[str, Proble
         raise Unavailable(
             f"expected to lay out {error.filename or settings.data}, got: {error.strerror}; mend it or set TRUING_DATA"
         ) from None
+
+
+def run_as(settings: Settings, office: str, command: list[str], given: bytes) -> bytes:
+    """What a command of ours says on stdout, run by root as an office's account. Raises Unavailable with its own words."""
+    if os.geteuid() != 0:
+        raise Unavailable(f"expected to be root, who alone may act as {office}; run it as root")
+    user = _user(settings, office)
+    done = subprocess.run(  # noqa: S603 - our own interpreter
+        command, input=given, user=user.pw_uid, group=user.pw_gid, extra_groups=os.getgrouplist(user.pw_name, user.pw_gid),
+        cwd="/", env=child_environment(settings, TRUING_OFFICE=office), umask=0o007, capture_output=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise Unavailable((done.stderr.decode(errors="replace").strip().splitlines() or [f"{office}: ended early"])[-1])
+    return done.stdout
 
 
 def _hand_over(settings: Settings, parts: Iterable[str]) -> None:

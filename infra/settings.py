@@ -34,6 +34,7 @@ class Kafka(_Part):
     bootstrap: str = Field("127.0.0.1:8492", description="host:port of the broker")
     topic: str = Field("user-events", description="events in")
     control: str = Field("truing-control", description="announcements out, run.requested in")
+    dead: str = Field("user-events-dead", description="dead letters out, each once")
     partitions: int = Field(3, ge=1, description="partitions when the topic is created here")
     home: Path | None = Field(None, description="Apache Kafka 4 or newer, for broker=kafka: unpacked, or a folder of its jars")
     java: str = Field("java", description="Java 17 or newer for it: a name on the path, or a file")
@@ -44,8 +45,9 @@ class Kafka(_Part):
     )
     group: str = Field("truing", description="name of the reader in the lake's app transactions")
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT", description="as in Kafka")
-    sasl_username: str | None = Field(None, description="for SASL/PLAIN")
-    sasl_password: SecretStr | None = Field(None, description="for SASL/PLAIN")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN", description="how a password is shown")
+    sasl_username: str | None = Field(None, description="for SASL; on a Kafka that is started here each part has its own")
+    sasl_password: SecretStr | None = Field(None, description="for SASL; likewise")
     ssl_ca: Path | None = Field(None, description="PEM of the broker's authority for SSL; default tls.ca, else public ones")
     ssl_certificate: Path | None = Field(None, description="PEM chain that our clients show to a broker that asks")
     ssl_key: Path | None = Field(None, description="its PEM key")
@@ -105,11 +107,16 @@ class Notify(_Part):
 
 class Ingest(_Part):
     keepers: int = Field(1, ge=1, le=64, description="processes that share the partitions; more than partitions are idle")
+    number: int = Field(0, ge=0, lt=64, description="which of them a container's part `ingest` is: its pod's index")
     batch: int = Field(10_000, ge=1, description="most messages in one commit")
     linger_ms: int = Field(100, ge=0, description="how long a commit waits for more messages when the topic is quiet")
     batches: bool = Field(True, description="read a fetch as one buffer; false: record by record, slower, the same rows")
     join_every_s: float = Field(0.5, gt=0, description="seconds between joins of landed events into rows")
     segment_s: float = Field(3600.0, gt=0, description="length of one ingest run in Prefect")
+    forget_after_s: float = Field(
+        900.0, ge=0, description="how long data files outlive the person in them, for readers in mid-scan"
+    )
+    dead_days: int = Field(30, ge=1, description="days that dead letters can be read; then their key is destroyed")
 
 
 class Learning(_Part):
@@ -126,7 +133,7 @@ class Steward(_Part):
 class Gateway(_Part):
     poll_s: float = Field(0.5, gt=0, description="seconds between looks while the registry can't tell of changes")
     sync: bool = Field(True, description="an answer waits until the disk has its event (fsync): it survives a power cut")
-    keep_s: float = Field(60.0, ge=0, description="how long acknowledged events stay in the outbox for resending")
+    keep_s: float = Field(60.0, ge=0, description="how long acknowledged events stay in the outbox while no keeper tells what has landed")
     max_rows: int = Field(50_000, ge=1, description="most rows in one request")
 
 

@@ -12,7 +12,22 @@ from collections.abc import Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
 
-from truing.flows.cli import acts, events, gate, keys, lineage, proofs, repair, review, running, runs, starting
+from truing.flows.cli import (
+    acts,
+    dlq,
+    events,
+    forget,
+    gate,
+    keys,
+    lineage,
+    proofs,
+    repair,
+    review,
+    running,
+    runs,
+    starting,
+    windows,
+)
 from truing.flows.cli.output import flat, note
 from truing.tasks.errors import TruingError
 
@@ -34,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--data", type=Path, metavar="FOLDER", help="data folder (default: .truing, or TRUING_DATA)")
     common.add_argument("--problems", type=Path, metavar="FOLDER", help="folder of problems (default: problems)")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", title="verbs")
-    for group in (starting, running, events, runs, acts, gate, review, lineage, repair, proofs, keys):
+    for group in (starting, running, events, dlq, windows, runs, acts, forget, gate, review, lineage, repair, proofs, keys):
         group.add(verbs, common)
     return top
 

@@ -100,6 +100,7 @@ OWNER = (  # whose key `landing.data` is sealed under: see subjects.owner and su
     .then(pl.from_epoch((pl.col("landed_at") * 1000).cast(pl.Int64), time_unit="ms").dt.strftime("%Y-%m-%d"))
     .otherwise(pl.coalesce("subject", "actor", pl.concat_str(pl.lit("source "), pl.col("source"))))
 )
+_PERSONAL = frozenset({"subject", "actor", "detail", "feedback", "prediction", "groups", "json"})
 _OWNED_BY = ("subject", "actor", "source", "disposition", "landed_at")
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m|↳")  # delta-rs draws its errors for a terminal
@@ -245,7 +246,10 @@ class Store:
     def _create(self, table: str) -> DeltaTable:
         schema = pl.DataFrame(schema=dict(self.schema(table)))
         try:
-            write_deltalake(self._uri(table), schema, mode="ignore", storage_options=self._options or None)
+            write_deltalake(
+                self._uri(table), schema, mode="ignore", configuration=self._settings(table),
+                storage_options=self._options or None,
+            )  # fmt: skip
         except CommitFailedError:
             pass  # created by somebody else in this moment
         except (DeltaError, OSError) as error:
@@ -275,6 +279,51 @@ class Store:
                 except (DeltaError, OSError) as error:
                     raise self._unavailable(table, "compact", error) from None
         return done
+
+    def _settings(self, table: str) -> dict[str, str | None]:
+        """The log keeps smallest and largest values of each file for ever: not of what people said, nor of who they are."""
+        columns = [name for name, dtype in self.schema(table).items() if name not in _PERSONAL and dtype != pl.Binary]
+        return {"delta.dataSkippingStatsColumns": ",".join(columns)}
+
+    # --- erasing
+    def rewrite(self, table: str, predicate: str, updates: Mapping[str, str] | None = None) -> int:
+        """Change the rows that match, or without `updates` delete them, in one commit; returns how many. Repeated, it does 0.
+
+        Predicate and updates are SQL of DataFusion; the predicate stays in the log, so name ids in it, not people. Files that
+        held the rows stay on the disk for readers in mid-scan: `leftovers`, then `purge`.
+        """
+        with self._lock:
+            for _ in range(_TRIES):
+                handle = self._handle(table)
+                if handle is None:
+                    return 0
+                try:
+                    if updates is None:
+                        return int(handle.delete(predicate)["num_deleted_rows"] or 0)
+                    return int(handle.update(updates=dict(updates), predicate=predicate)["num_updated_rows"] or 0)
+                except CommitFailedError:
+                    self._open.pop(table, None)
+                except (DeltaError, OSError) as error:
+                    self._open.pop(table, None)
+                    raise self._unavailable(table, "erase from", error) from None
+        raise Unavailable(
+            f"{self.root}/{table}: expected a commit within {_TRIES} tries, got conflicts; too many writers at once"
+        )
+
+    def leftovers(self, table: str) -> list[str]:
+        """Data files below a table that its newest version does not hold: of older versions, or of writers that died."""
+        handle = self._handle(table)
+        if handle is None or self.remote:
+            return []
+        living = {Path(file).name for file in self._files(handle)}
+        return sorted(file.name for file in Path(self._uri(table)).glob("*.parquet") if file.name not in living)
+
+    def purge(self, table: str, files: Iterable[str]) -> int:
+        """Delete these data files but for what the newest version holds; returns how many went. Once nobody reads them."""
+        gone = set(files) & set(self.leftovers(table))
+        for name in gone:
+            (Path(self._uri(table)) / name).unlink(missing_ok=True)
+        return len(gone)
 
     # --- reading
     def version(self, table: str) -> int | None:
