@@ -18,6 +18,7 @@ import sys
 import uuid
 from pathlib import Path
 
+from truing.infra.keys import Keyring
 from truing.infra.processes import MARKER, marker
 from truing.infra.settings import Settings, child_environment, current
 from truing.tasks.errors import SettingsError, TruingError, Unavailable
@@ -47,10 +48,16 @@ def controller_port(settings: Settings) -> int:
 
 def check(settings: Settings) -> None:
     """Raises SettingsError or Unavailable, in one line, if Kafka can't be started with these settings on this machine."""
-    if settings.kafka.security_protocol != "PLAINTEXT":
+    kafka, tls = settings.kafka, settings.tls
+    if kafka.security_protocol == "SSL" or kafka.sasl_mechanism != "PLAIN":
+        got = f"{kafka.security_protocol} with {kafka.sasl_mechanism}"
         raise SettingsError(
-            "setting kafka.security_protocol: expected PLAINTEXT for a Kafka that is started here, got "
-            f"{settings.kafka.security_protocol}; unset it or use your own broker (TRUING_KAFKA_BOOTSTRAP)"
+            "setting kafka.security_protocol: expected PLAINTEXT, or SASL_PLAINTEXT or SASL_SSL with PLAIN, for a Kafka that "
+            f"is started here, got {got}; unset it or use your own broker (TRUING_KAFKA_BOOTSTRAP)"
+        )
+    if kafka.security_protocol == "SASL_SSL" and (tls.certificate is None or tls.key is None):
+        raise SettingsError(
+            "setting tls.certificate: expected one for a Kafka that speaks SASL_SSL, got none; see TRUING_TLS__*"
         )
     controller_port(settings)
     jars(settings)
@@ -99,7 +106,8 @@ def properties(settings: Settings) -> str:
     from truing.infra.broker import address
 
     host, port = address(settings)
-    listener = f"PLAINTEXT://{f'[{host}]' if ':' in host else host}:{port}"
+    protocol = settings.kafka.security_protocol
+    listener = f"{protocol}://{f'[{host}]' if ':' in host else host}:{port}"
     controller = f"{CONTROLLER_HOST}:{controller_port(settings)}"
     values = {
         "node.id": 1,
@@ -108,8 +116,8 @@ def properties(settings: Settings) -> str:
         "listeners": f"{listener},CONTROLLER://{controller}",
         "advertised.listeners": listener,
         "controller.listener.names": "CONTROLLER",
-        "inter.broker.listener.name": "PLAINTEXT",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "inter.broker.listener.name": protocol,
+        "listener.security.protocol.map": f"{protocol}:{protocol},CONTROLLER:PLAINTEXT",
         "log.dirs": "log",
         "auto.create.topics.enable": "false",
         "default.replication.factor": 1,
@@ -132,7 +140,34 @@ def properties(settings: Settings) -> str:
         "num.io.threads": 4,
         "background.threads": 2,
     }
+    if protocol != "PLAINTEXT":
+        values |= _locked(settings, protocol)
     return "".join(f"{name}={value}\n" for name, value in values.items())
+
+
+def _locked(settings: Settings, protocol: str) -> dict[str, str | int]:
+    """With SASL: a password for everybody, rights by table (acl.py), and the controller's door is no way around them."""
+    ring = Keyring(settings.keys, "broker")
+    names = sorted(path.name.removeprefix("kafka-") for path in (settings.keys / "broker").glob("kafka-*"))
+    passwords = {name: ring.read(f"kafka-{name}").decode() for name in {*names, "admin"}}
+    module = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+    mine = f'username="admin" password="{passwords["admin"]}"'
+    users = " ".join(f'user_{name}="{password}"' for name, password in sorted(passwords.items()))
+    found: dict[str, str | int] = {
+        "listener.security.protocol.map": f"{protocol}:{protocol},CONTROLLER:SASL_PLAINTEXT",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.controller.sasl.enabled.mechanisms": "PLAIN",
+        "sasl.mechanism.inter.broker.protocol": "PLAIN",
+        "sasl.mechanism.controller.protocol": "PLAIN",
+        f"listener.name.{protocol.lower()}.plain.sasl.jaas.config": f"{module} {mine} {users};",
+        "listener.name.controller.plain.sasl.jaas.config": f'{module} {mine} user_admin="{passwords["admin"]}";',
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:admin",
+        "allow.everyone.if.no.acl.found": "false",
+    }
+    if protocol == "SASL_SSL":
+        found |= {"ssl.keystore.type": "PEM", "ssl.keystore.location": "keystore.pem"}
+    return found
 
 
 def prepare(settings: Settings) -> list[str]:
@@ -158,13 +193,22 @@ def prepare(settings: Settings) -> list[str]:
     try:
         for one in (folder, folder / "tmp"):
             one.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (folder / "server.properties").write_text(properties(settings))
+        _write(folder / "server.properties", properties(settings).encode())
+        if settings.kafka.security_protocol == "SASL_SSL" and settings.tls.certificate and settings.tls.key:
+            _write(folder / "keystore.pem", settings.tls.key.read_bytes() + b"\n" + settings.tls.certificate.read_bytes())
         (folder / "log4j2.properties").write_text(LOG4J)
     except OSError as error:
         raise Unavailable(f"expected to write {error.filename}, got: {error.strerror}; check its permissions") from None
     if not (folder / "log" / "meta.properties").exists():
         _format(settings, run, folder)
     return [*run, "kafka.Kafka", "server.properties"]
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A file with passwords or a key in it, for its owner alone from its first byte on."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
 
 
 def _format(settings: Settings, run: list[str], folder: Path) -> None:

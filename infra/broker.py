@@ -19,9 +19,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from truing.infra.keys import SPEAKERS, keyring
 from truing.infra.settings import Settings
 from truing.infra.tls import distrust
 from truing.tasks.errors import SettingsError, Unavailable
+
+_TALKATIVE = ("kafka.protocol.parser", "kafka.net.connection")  # kafka-python 3.0.12 writes passwords to its log at DEBUG
 
 
 def address(settings: Settings) -> tuple[str, int]:
@@ -81,8 +84,12 @@ def check_free(settings: Settings) -> None:
             ) from None
 
 
-def connection(settings: Settings) -> dict[str, Any]:
-    """What every Kafka client of ours is given: addresses, security, and how fast it comes back after a broker's restart."""
+def connection(settings: Settings, identity: str | None = None) -> dict[str, Any]:
+    """What every Kafka client of ours is given: addresses, security, and how fast it comes back after a broker's restart.
+
+    On a Kafka that we start with SASL each part has a name and a password of its own (acl.py): `identity`, else that of this
+    process. Raises Unavailable where its password is not to be read.
+    """
     kafka = settings.kafka
     config: dict[str, Any] = {
         "bootstrap_servers": [one.strip() for one in kafka.bootstrap.split(",") if one.strip()],
@@ -95,9 +102,13 @@ def connection(settings: Settings) -> dict[str, Any]:
         files = {"ssl_cafile": ca, "ssl_certfile": kafka.ssl_certificate, "ssl_keyfile": kafka.ssl_key}
         config |= {name: str(path) for name, path in files.items() if path is not None}
     if kafka.security_protocol.startswith("SASL"):
-        config["sasl_mechanism"] = "PLAIN"
-        config["sasl_plain_username"] = kafka.sasl_username
-        config["sasl_plain_password"] = kafka.sasl_password.get_secret_value() if kafka.sasl_password else None
+        name, password = kafka.sasl_username, kafka.sasl_password.get_secret_value() if kafka.sasl_password else None
+        if kafka.broker == "kafka" and (identity is not None or name is None):
+            name = identity or (settings.office if settings.office in SPEAKERS else "operator")
+            password = keyring(settings).read(f"kafka-{name}").decode()
+        for logger in _TALKATIVE:
+            logging.getLogger(logger).setLevel(logging.INFO)
+        config |= {"sasl_mechanism": kafka.sasl_mechanism, "sasl_plain_username": name, "sasl_plain_password": password}
     return config
 
 
@@ -113,10 +124,10 @@ def ensure_topics(settings: Settings, seconds: float = 20.0) -> None:
     """
     from kafka.errors import KafkaError, TopicAlreadyExistsError
 
-    admin = _admin(settings, seconds)
+    admin = administrator(settings, seconds)
     try:
         present = set(admin.list_topics())
-        wanted = {settings.kafka.topic: settings.kafka.partitions, settings.kafka.control: 1}
+        wanted = {settings.kafka.topic: settings.kafka.partitions, settings.kafka.control: 1, settings.kafka.dead: 1}
         for name, partitions in wanted.items():
             if name in present:
                 continue
@@ -134,7 +145,13 @@ def ensure_topics(settings: Settings, seconds: float = 20.0) -> None:
         admin.close()
 
 
-def _admin(settings: Settings, seconds: float) -> Any:
+def administrator(settings: Settings, seconds: float = 20.0) -> Any:
+    """A connected admin client within `seconds`, on a broker of ours with SASL as its super user. Raises Unavailable."""
+    ours = settings.kafka.broker == "kafka" and settings.kafka.security_protocol.startswith("SASL")
+    return _admin(settings, seconds, connection(settings, "admin" if ours else None))
+
+
+def _admin(settings: Settings, seconds: float, config: dict[str, Any] | None = None) -> Any:
     """A connected admin client within `seconds`."""
     from kafka import KafkaAdminClient
     from kafka.errors import KafkaError
@@ -149,7 +166,7 @@ def _admin(settings: Settings, seconds: float) -> Any:
             socket.create_connection((host, port), max(0.05, left)).close()
             patience = int(max(0.5, min(left, 5.0)) * 1000)
             return KafkaAdminClient(
-                **connection(settings), bootstrap_timeout_ms=patience, request_timeout_ms=max(patience, 5000)
+                **(config or connection(settings)), bootstrap_timeout_ms=patience, request_timeout_ms=max(patience, 5000)
             )
         except KafkaError as error:
             cause = f"{_short(error)}: is it a Kafka broker"

@@ -26,6 +26,7 @@ OFFICES = ("broker", "registry", "prefect", "trainer", "ingest", "steward", "gat
 PRIVATE = {"registry": "registry", "gate": "steward", "release": "steward"}  # Ed25519 key → office that signs with it
 SERVICES = ("trainer", "steward", "gateway", "admin")  # logins of the registry beside the approvers; gateway only reads
 APPROVERS = ("approver", "approver2")
+SPEAKERS = ("ingest", "gateway", "steward", "trainer")  # offices that speak to the broker
 GRACE_S = 300.0  # how long a password that was replaced still opens the registry: its holder reads the new one meanwhile
 
 # name → folders that hold it, the first is its home
@@ -68,9 +69,15 @@ class Keyring:
 
     # --- making
     def create(
-        self, sources: Iterable[str], *, approvers: Iterable[str] = APPROVERS, owners: Mapping[str, int] | None = None
+        self,
+        sources: Iterable[str],
+        *,
+        approvers: Iterable[str] = APPROVERS,
+        owners: Mapping[str, int] | None = None,
+        broker: bool = False,
     ) -> None:
-        """Make every missing key. `sources` are `problem.source` names, `owners` the uid of each office's folder.
+        """Make every missing key. `sources` are `problem.source` names, `owners` the uid of each office's folder. With `broker`
+        everybody who speaks to it gets a password (`kafka-<identity>`, see acl.py), which the broker's office holds, too.
 
         Idempotent; never overwrites.
         """
@@ -84,8 +91,13 @@ class Keyring:
         for name, office in PRIVATE.items():
             self._spread(name, (office,), new_key())
             self._make(self.folder / "public" / f"{name}.pub", public_key((self.folder / office / name).read_bytes()), 0o644)
+        sources = list(sources)
         for source in sources:
             self._spread(f"source-{source}", ("sources", "ingest"), secrets.token_bytes(32))
+        if broker:
+            speakers = {name: name for name in SPEAKERS} | {f"source-{one}": "sources" for one in sources}
+            for name, office in {**speakers, "operator": "sources", "admin": "broker"}.items():
+                self._spread(f"kafka-{name}", ("broker", office), secrets.token_urlsafe(24).encode())
         for login in people:
             self._spread("password", (login,), secrets.token_urlsafe(18).encode())
         self._verifiers(people)
@@ -174,6 +186,8 @@ class Keyring:
             home = "public"
         elif name.startswith("source-"):
             home = "sources"
+        elif name.startswith("kafka-"):
+            home = "broker"
         else:
             home = PRIVATE.get(name) or _SHARED.get(name, (self.office or "registry",))[0]
         return self.folder / home / name

@@ -206,9 +206,13 @@ class Stack:
         return f"{(errors or lines or ['nothing in its log'])[-1].strip()}; see {path}"
 
     def _topics(self) -> None:
+        from truing.infra import acl
         from truing.infra.broker import ensure_topics
 
         ensure_topics(self.settings)
+        if self.settings.kafka.broker == "kafka" and self.settings.kafka.security_protocol.startswith("SASL"):
+            problems = {name: problem for name, (problem, _) in catalog(self.settings.problems).items()}
+            acl.apply(self.settings, acl.rights(self.settings, problems), prune=True)
 
     def _stop(self, progress: Progress) -> bool:
         states = self.states()

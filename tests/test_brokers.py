@@ -178,11 +178,19 @@ def test_the_controllers_port_is_the_next_one_and_is_checked_like_every_other(
     assert "expected one part on it, got broker and the broker's controller" in refused(settings_in(tmp_path, kafka=given))
 
 
-def test_a_kafka_started_here_has_no_passwords(
+def test_a_kafka_started_here_knows_passwords_only_as_plain_sasl_and_tls_with_a_certificate(
     tmp_path: Path, settings_in: In, home: Path, with_java: Callable[[str], str]
 ) -> None:
     given = {"broker": "kafka", "home": home, "java": with_java("17"), "security_protocol": "SASL_SSL"}
-    assert "expected PLAINTEXT for a Kafka that is started here, got SASL_SSL" in refused(settings_in(tmp_path, kafka=given))
+    assert "setting tls.certificate: expected one for a Kafka that speaks SASL_SSL" in refused(
+        settings_in(tmp_path, kafka=given)
+    )
+    for wrong, got in (
+        ({"security_protocol": "SSL"}, "SSL with PLAIN"),
+        ({"sasl_mechanism": "SCRAM-SHA-512"}, "SASL_SSL with SCRAM-SHA-512"),
+    ):
+        said = refused(settings_in(tmp_path, kafka=given | wrong))
+        assert f"for a Kafka that is started here, got {got}" in said
 
 
 def test_its_files_name_loopback_only_and_no_topic_comes_by_itself(tmp_path: Path, settings_in: In) -> None:
