@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from truing.infra import keepers
 from truing.infra.calls import call
 from truing.infra.heartbeat import age, last_beat
-from truing.infra.keepers import is_keeper
 from truing.infra.programs import Program, environment, own, programs
 from truing.infra.settings import Settings, current
 from truing.infra.stack import BEAT_S
@@ -23,8 +23,10 @@ UMASK = 0o007  # as below supervisord: the lake's writers share a group, and nob
 
 
 def chosen(settings: Settings, name: str) -> Program:
-    """The part of that name. Raises UsageError."""
+    """The part of that name; `ingest` is keeper `ingest.number`. Raises SettingsError, UsageError."""
     parts = {part.name: part for part in programs(settings)}
+    if name == keepers.PART:
+        name = keepers.part(keepers.share(settings, settings.ingest.number)[0])
     if name not in parts:
         raise UsageError(f"expected a part out of {', '.join(parts)}, got {name!r}; name one")
     return parts[name]
@@ -35,7 +37,7 @@ def become(settings: Settings, part: Program) -> None:
     from truing.infra.broker import command, ensure_topics
 
     settings.scratch(part.name).mkdir(parents=True, exist_ok=True)
-    if is_keeper(part.name) and settings.kafka.broker == "external":
+    if keepers.is_keeper(part.name) and settings.kafka.broker == "external":
         ensure_topics(settings, BROKER_PATIENCE_S)  # `truing up` does it for a broker of its own
     words = part.command or tuple(command(settings))
     os.umask(UMASK)

@@ -379,7 +379,7 @@ def given(kind: str, office: str) -> dict[str, str]:
         (own,) = [one for one in manifests() if one["kind"] == "StatefulSet" and one["metadata"]["name"] == office]
         (container,) = own["spec"]["template"]["spec"]["containers"]
         assert container["envFrom"] == [{"configMapRef": {"name": "settings"}}]
-        environment = common | {one["name"]: one["value"] for one in container.get("env", [])}
+        environment = common | {one["name"]: one.get("value", "0") for one in container.get("env", [])}  # else a pod's index
     return {name: str(value) for name, value in environment.items()}
 
 

@@ -17,7 +17,7 @@ from truing.infra.heartbeat import beat
 from truing.infra.part import check_health, chosen
 from truing.infra.settings import Settings, child_environment
 from truing.infra.stack import BEAT_S
-from truing.tasks.errors import Unavailable
+from truing.tasks.errors import SettingsError, Unavailable
 
 In = Callable[..., Settings]
 
@@ -33,6 +33,14 @@ def test_a_part_that_is_none_is_a_usage_error_in_one_line(tmp_path: Path, settin
         done = run(settings, *arguments)
         assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert "registry, prefect, runner, ingest, steward, gateway" in run(settings, "release").stderr
+
+
+def test_a_container_of_ingest_is_the_keeper_of_its_pods_index(tmp_path: Path, settings_in: In) -> None:
+    assert chosen(settings_in(tmp_path), "ingest").command[-1] == "0"
+    second = chosen(settings_in(tmp_path, ingest={"keepers": 2, "number": 1}), "ingest")
+    assert (second.name, second.command[-1]) == ("ingest-1", "1")
+    with pytest.raises(SettingsError, match=r"^setting ingest\.keepers: expected more than 1 for keeper 1, got 1"):
+        chosen(settings_in(tmp_path, ingest={"number": 1}), "ingest")
 
 
 def test_a_sign_of_life_counts_while_it_is_fresh(tmp_path: Path, settings_in: In) -> None:

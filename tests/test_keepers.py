@@ -1,0 +1,303 @@
+"""Several keepers on one vault: they share the partitions, replace their chief, and land once even where they overlap."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))  # a small problem and events of it
+
+from fleet import Fleet, until
+from intake_traffic import Maker, write_problem
+
+from truing.flows.keeper import Busy, Keeper
+from truing.flows.landing import Landing
+from truing.infra import keepers
+from truing.infra.accounts import office
+from truing.infra.broker import connection
+from truing.infra.heartbeat import last_beat
+from truing.infra.keys import keyring
+from truing.infra.programs import programs
+from truing.infra.settings import Settings
+from truing.tasks.errors import SettingsError
+from truing.tasks.events import join
+from truing.tasks.events.intake import places
+from truing.tasks.events.lake import Lake, Stale, Vault
+from truing.tasks.events.stream import Publisher
+
+Message = tuple[bytes, bytes]
+In = Callable[..., Settings]
+
+
+class Site:
+    """A fleet with its broker up, and a sender of the problem `loan`."""
+
+    def __init__(self, folder: Path, settings_in: In, number: int = 2) -> None:
+        ingest = {"keepers": number, "join_every_s": 0.1, "linger_ms": 20}
+        self.settings = settings_in(folder, problems=write_problem(folder / "problems"), ingest=ingest)
+        self.ring = keyring(self.settings)
+        self.ring.create(["loan.loans"])
+        self.fleet = Fleet(self.settings)
+        self.fleet.start_broker()
+        self.vault, self.lake = Vault(self.settings.vault), Lake(self.settings.lake)
+        self.maker = Maker(self.ring.read("wire"), self.ring.source("loan", "loans"), now=time.time(), seed=1)
+        self.events = Publisher(connection(self.settings), self.settings.kafka.topic)
+        self.sent: set[str] = set()
+
+    def close(self) -> None:
+        self.events.close()
+        self.fleet.close()
+
+    def send(self, first: int, count: int) -> None:
+        self.events.publish([self.maker.good("prediction", n) for n in range(first, first + count)])
+        self.sent |= {f"p{n:09d}" for n in range(first, first + count)}
+
+    def landed(self) -> pl.DataFrame:
+        return self.vault.read("landing", ["partition", "offset", "epoch", "prediction_id", "disposition"])
+
+    def rows(self) -> pl.DataFrame:
+        states = [self.lake.read("rows", ["id", "revision"]), self.vault.read("holdout", ["id", "revision"])]
+        return pl.concat(states)
+
+    def check(self) -> None:
+        """Once everything that was sent is a row: it is one row, from one event, at one place."""
+        until("all events to be rows", lambda: set(self.rows()["id"]) >= self.sent)
+        landed, rows = self.landed(), self.rows()
+        assert Counter(landed["prediction_id"]) == dict.fromkeys(self.sent, 1)
+        assert set(landed["disposition"]) == {"landed"}
+        assert landed.select("partition", "epoch", "offset").n_unique() == landed.height
+        assert Counter(rows["id"]) == dict.fromkeys(self.sent, 1)
+
+    def chief(self) -> int | None:
+        """Which living keeper says that it is chief."""
+        for number, process in self.fleet.keepers.items():
+            beat = last_beat(self.settings, keepers.part(number))
+            if beat is not None and beat["pid"] == process.pid and beat["chief"]:
+                return number
+        return None
+
+
+@pytest.fixture
+def site(tmp_path: Path, settings_in: In) -> Iterator[Site]:
+    one = Site(tmp_path, settings_in)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+# --- sharing ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.services
+def test_two_keepers_share_the_partitions_and_one_joins_for_both_until_it_dies(site: Site) -> None:
+    site.send(0, 200)
+    site.fleet.start(0, 1)
+    site.check()
+    until("a chief", lambda: site.chief() is not None)
+    landed = dict(site.landed().group_by("partition").len().iter_rows())
+    until("both to have said it", lambda: _told(site) == [landed[0] + landed[2], landed[1]])
+    assert min(landed.values()) > 0
+
+    first = site.chief()
+    assert first is not None
+    other = site.fleet.keepers[1 - first].pid
+    with site.fleet.spared():
+        site.fleet.kill(first)
+        site.send(200, 100)
+        until("the other one to be chief", lambda: site.chief() == 1 - first)
+    site.check()
+    assert site.fleet.keepers[1 - first].pid == other, "it went on, nothing restarted it"
+    assert site.fleet.stop(0, 1) == [0, 0] and site.fleet.faults == []
+
+
+def _told(site: Site) -> list[int]:
+    beats = [last_beat(site.settings, name) for name in keepers.parts(site.settings)]
+    return [beat["counts"].get("landed", 0) if beat else 0 for beat in beats]
+
+
+@pytest.mark.services
+def test_the_number_of_keepers_may_change_from_start_to_start(tmp_path: Path, settings_in: In) -> None:
+    """Two, then four on three partitions (one is idle), then one."""
+    site = Site(tmp_path, settings_in)
+    try:
+        for turn, number in enumerate((2, 4, 1)):
+            site.send(100 * turn, 100)
+            site.fleet.environment["TRUING_INGEST__KEEPERS"] = str(number)
+            site.fleet.start(*range(number))
+            site.check()
+            until("signs of life of all", lambda number=number: all(_lives(site, n) for n in range(number)))
+            assert site.fleet.stop(*range(number)) == [0] * number
+        assert site.fleet.faults == [] and not site.fleet.restarts
+    finally:
+        site.close()
+
+
+def _lives(site: Site, number: int) -> bool:
+    beat = last_beat(site.settings, keepers.part(number))
+    return beat is not None and beat["pid"] == site.fleet.keepers[number].pid
+
+
+# --- fencing ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.services
+def test_processes_that_both_own_a_partition_land_each_message_once(site: Site) -> None:
+    """Keeper 0 of 1 reads all three partitions, and 1 of 2 and 2 of 3 each read one of them too: no lock parts them."""
+    owners = [site.fleet.spawn(k, TRUING_INGEST__KEEPERS=str(k + 1)) for k in range(3)]
+    try:
+        for first in range(0, 600, 20):
+            site.send(first, 20)
+            time.sleep(0.05)
+        site.check()
+        assert [one.poll() for one in owners] == [None] * 3
+    finally:
+        for one in owners:
+            one.terminate()
+        codes = [one.wait(30) for one in owners]
+    assert codes == [0, 0, 0]
+    said = "".join(site.fleet.log(k).read_text() for k in range(3))
+    assert "read the positions again and resume there" in said, "nobody was refused: they did not overlap"
+
+
+@pytest.mark.services
+def test_a_commit_of_another_owner_before_the_first_one_of_ours_refuses_ours(site: Site) -> None:
+    """Both read the places of an empty lake, and both read all messages; the second one has a longer batch."""
+    keeper = Keeper(site.settings, start=lambda *_: "", log=print, number=None)
+    ours, theirs = keeper.landing, _another(keeper)
+    try:
+        site.send(0, 50)
+        early = _all(theirs)
+        theirs.commit(early)
+        site.send(50, 50)
+        late = _all(ours, 100)
+        with pytest.raises(Stale, match="read the positions again"):
+            ours.commit(late)
+        assert site.landed().height == 50
+    finally:
+        theirs.reader.close()
+        keeper.close()
+
+
+@pytest.mark.services
+def test_two_chiefs_write_no_state_twice(site: Site) -> None:
+    """Both join what landed first, one of them also what landed later; whoever writes second is refused and joins anew."""
+    keeper = Keeper(site.settings, start=lambda *_: "", log=print, number=None)
+    salt = site.ring.read("split-salt")
+
+    def increment() -> join.Increment:
+        found = join.increment(site.vault, site.lake, keeper.problems, salt=salt)
+        assert found is not None
+        return found
+
+    try:
+        site.send(0, 50)
+        keeper.landing.drain()
+        early = increment()
+        site.send(50, 50)
+        keeper.landing.drain()
+        late = increment()
+        join.write(site.lake, "rows", early)
+        with pytest.raises(Stale, match="expected derive at None, got"):
+            join.write(site.lake, "rows", late)
+        late = increment()
+        for store, table in ((site.lake, "rows"), (site.vault, "holdout")):
+            join.write(store, table, late)
+        join.write(site.vault, "holdout", early)  # what it says is written already
+        site.check()
+    finally:
+        keeper.close()
+
+
+def _another(keeper: Keeper) -> Landing:
+    of = keeper.landing
+    given = {"problems": of.problems, "proofs": of.proofs, "split_salt": of.split_salt}
+    return Landing(of.settings, **given, stop=threading.Event(), log=print)
+
+
+def _all(landing: Landing, least: int = 50) -> list:
+    chunks: list = []
+    until("all messages", lambda: chunks.extend(landing.gather()) or sum(len(one.records) for one in chunks) >= least)
+    return chunks
+
+
+@pytest.mark.services
+def test_only_what_landed_a_while_ago_is_trimmed(tmp_path: Path, settings_in: In) -> None:
+    site = Site(tmp_path, settings_in, number=1)
+    keeper = Keeper(site.settings, start=lambda *_: "", log=print)
+    landing = keeper.landing
+
+    def begins() -> int:
+        with landing.reader._guarded():
+            consumer = landing.reader._new()
+            try:
+                return sum(consumer.beginning_offsets(landing.reader._partitions(range(3))).values())
+            finally:
+                consumer.close()
+
+    try:
+        site.send(0, 2000)
+        landing.drain()
+        landing.trim()
+        assert begins() == 0, "what has just landed may be gone from the broker's log after a crash, and written over"
+        site.send(2000, 2000)
+        landing.drain()
+        landing.trim()
+        assert begins() == 2000 - 3, "what stood landed at the last call goes, but for its last records"
+    finally:
+        keeper.close()
+        site.close()
+
+
+# --- names and locks ----------------------------------------------------------------------------------------------------------
+
+
+def test_each_keeper_is_a_part_with_the_office_and_the_keys_of_ingest(tmp_path: Path, settings_in: In) -> None:
+    settings = settings_in(tmp_path, ingest={"keepers": 3})
+    names = [part.name for part in programs(settings) if keepers.is_keeper(part.name)]
+    assert names == ["ingest", "ingest-1", "ingest-2"]
+    assert {office(name) for name in names} == {"ingest"}
+    assert not any(keepers.is_keeper(name) for name in ("ingest-", "ingest-x", "ingestion", "gateway"))
+
+
+def test_a_number_is_held_once_and_must_be_one_of_the_settings(tmp_path: Path, settings_in: In) -> None:
+    settings = settings_in(tmp_path, ingest={"keepers": 2})
+    held = [keepers.claim(settings, "0"), keepers.claim(settings, "1")]
+    with pytest.raises(Busy, match=r"^expected no other keeper on [^\n]+ \(1\), got one[^\n]+$"):
+        keepers.claim(settings, "1")
+    with pytest.raises(Busy):
+        keepers.claim_all(settings)
+    keepers.release(held)
+    fewer = settings_in(tmp_path, ingest={"keepers": 1})
+    everything = keepers.claim_all(fewer)
+    with pytest.raises(Busy, match=r"\(1\)"):  # a keeper of the earlier number would be held off too
+        keepers.claim(settings, "1")
+    keepers.release(everything)
+    with pytest.raises(SettingsError, match=r"^setting ingest\.keepers: expected more than 2 for keeper 2, got 2; [^\n]+$"):
+        keepers.share(settings, 2)
+
+
+@pytest.mark.services
+def test_garbage_at_the_end_of_what_was_read_does_not_hide_that_the_log_is_another_one(site: Site) -> None:
+    """The last message names no id. The next one of its partition does, and is what tells this log from another."""
+    keeper = Keeper(site.settings, start=lambda *_: "", log=print, number=None)
+    try:
+        site.send(0, 30)
+        site.events.publish([(b"p%09d" % n, b"garbage") for n in range(30)])
+        keeper.landing.drain()
+        found = places(site.vault, site.settings.kafka.group, site.settings.kafka.topic)
+        assert found == keeper.reader.places
+        names = dict(site.vault.read("landing", ["partition", "offset", "event_id"]).select(
+            pl.concat_str("partition", pl.lit(":"), "offset"), "event_id").iter_rows())  # fmt: skip
+        for partition, place in found.items():
+            assert names[f"{partition}:{place.offset - 1}"] == ""
+            assert names[f"{partition}:{place.anchor_offset}"] == place.anchor_id != ""
+    finally:
+        keeper.close()
