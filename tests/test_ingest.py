@@ -195,7 +195,7 @@ def process(site: Site, log: Path) -> subprocess.Popen[bytes]:
 
 @pytest.mark.services
 def test_sigkill_in_mid_stream_neither_loses_nor_doubles(site: Site, tmp_path: Path) -> None:
-    """Six hundred predictions with ratings and garbage between them; the keeper is killed twice while they come."""
+    """Predictions with ratings and garbage between them; the keeper is killed twice meanwhile, the third lands the rest."""
     sent: Counter[str] = Counter()
     garbage: set[bytes] = set()
 
@@ -220,8 +220,11 @@ def test_sigkill_in_mid_stream_neither_loses_nor_doubles(site: Site, tmp_path: P
             keeper = process(site, tmp_path / "log")
         sender.join()
         until(lambda: vault.landing(columns=["offset"]).height >= 1200 + len(garbage))
+        site.send(*(message(n) for n in range(600, 620) for message in (site.prediction, site.rating)))
+        sent.update(f"p{n}" for n in range(600, 620))
+        until(lambda: vault.landing(columns=["offset"]).height >= 1240 + len(garbage))
         lake = Lake(site.settings.lake)
-        until(lambda: lake.rows("adult").height + vault.holdout("adult", now=0, matured=False).height >= 600)
+        until(lambda: lake.rows("adult").height + vault.holdout("adult", now=0, matured=False).height >= 620)
         keeper.send_signal(signal.SIGTERM)
         assert keeper.wait(30) == 0, (tmp_path / "log").read_text()
     finally:
@@ -232,7 +235,7 @@ def test_sigkill_in_mid_stream_neither_loses_nor_doubles(site: Site, tmp_path: P
     landing = vault.landing()
     by_type = {kind: Counter(frame["prediction_id"]) for (kind,), frame in landing.group_by("type")}
     assert by_type["prediction"] == by_type["rating"] == sent
-    assert Counter(landing["disposition"]) == {"landed": 1200, "dead": len(garbage)}
+    assert Counter(landing["disposition"]) == {"landed": 1240, "dead": len(garbage)}
     assert set(landing.filter(pl.col("disposition") == "dead")["data"]) == garbage
     rows = pl.concat([lake.rows("adult"), vault.holdout("adult", now=0, matured=False)])
     assert Counter(rows["id"]) == sent

@@ -3,25 +3,36 @@
 A message is judged by the contract (`schema`), predictions then by the row checks of their problem, and what is left by its
 identity: an event that landed before is a duplicate, and so is a dead letter whose very bytes are one already (sent again, or
 read again from a log that lost its tail). Nothing is raised for what a sender did and nothing is dropped.
+
+It is done in blocks: `Glance` lets nearly all through, columns are built of what it found, and the few others go singly.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
+import numpy as np
 import polars as pl
 
+from truing.tasks.events.batches import Block, Ints
+from truing.tasks.events.glance import Glance, Seen
 from truing.tasks.events.lake import LANDING, Vault
-from truing.tasks.events.schema import Message, Proofs, Reason, claimed_id, identity, judge
+from truing.tasks.events.schema import Message, claimed_id, identity_text
 from truing.tasks.events.stream import Chunk, Place
+from truing.tasks.events.subjects import Subjects, day, owner
 
-Check = Callable[[Sequence[Mapping[str, Any]]], Sequence[str | None]]
-"""Row checks of one problem: inputs of predictions → for each None, or what is wrong in one line."""
+RECENT = 300_000  # identities kept in memory, about 40 MB; older doubles are dropped by the join
+BLOCK = 2_000  # messages judged at once: 50,000 objects would not fit the processor's cache
+_DISPOSITIONS = pl.Series(["landed", "duplicate"])
+_DATALESS = [name for name in LANDING if name != "data"]
+_SAID = [name for name in _DATALESS if name not in ("topic", "partition", "offset", "epoch", "landed_at")]
 
-RECENT = 300_000  # event ids kept in memory, about 45 MB; older doubles are dropped by the join
+Mark = int | bytes
+"""What is remembered of an identity: of an event 64 keyed bits (`Glance.mark`), of a dead letter its `dead_identity`."""
 
 
 class Recent:
@@ -29,24 +40,43 @@ class Recent:
 
     def __init__(self, limit: int = RECENT) -> None:
         self.limit = limit
-        self._known: dict[bytes, None] = {}
+        self._known: dict[Mark, None] = {}
 
-    def __contains__(self, name: bytes) -> bool:
-        return name in self._known
+    def __contains__(self, mark: Mark) -> bool:
+        return mark in self._known
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def add(self, names: Iterable[bytes]) -> None:
+    def add(self, marks: Iterable[Mark]) -> None:
+        for mark in marks:
+            self._known[mark] = None
+        self._forget()
+
+    def news(self, marks: Iterable[Mark | None]) -> list[bool]:
+        """For each whether it is new; None always is. All are remembered."""
         known = self._known
-        for name in names:
-            known[name] = None
-        for _ in range(len(known) - self.limit):
-            del known[next(iter(known))]
+        new: list[bool] = []
+        for mark in marks:
+            if mark is None:
+                new.append(True)
+            elif mark in known:
+                new.append(False)
+            else:
+                known[mark] = None
+                new.append(True)
+        self._forget()
+        return new
+
+    def _forget(self) -> None:
+        over = len(self._known) - self.limit
+        if over > 0:
+            for mark in list(islice(self._known, over)):
+                del self._known[mark]
 
 
-def recall(vault: Vault, limit: int = RECENT) -> Recent:
-    """The memory rebuilt from what landed last."""
+def recall(vault: Vault, mark: Callable[[str], int], limit: int = RECENT) -> Recent:
+    """The memory rebuilt from what landed last; `mark` as in `Glance`."""
     recent = Recent(limit)
     landed = (
         vault.scan("landing")
@@ -57,7 +87,7 @@ def recall(vault: Vault, limit: int = RECENT) -> Recent:
         .drop("landed_at")
         .collect()
     )
-    recent.add(identity(*row) for row in landed.iter_rows())
+    recent.add(mark(identity_text(*row)) for row in landed.iter_rows())
     dead = vault.landing(disposition="dead", columns=["landed_at", "data"]).sort("landed_at").tail(limit)
     recent.add(dead_identity(data) for data in dead["data"] if data)
     return recent
@@ -89,93 +119,161 @@ def places(vault: Vault, group: str, topic: str) -> dict[int, Place]:
     return found
 
 
-class Landing(msgspec.Struct, frozen=True):
-    """What one commit will add: rows of `landing` (schema LANDING) and the identities that are new with them."""
+class Batch(msgspec.Struct, frozen=True):
+    """What one commit will add: rows of `landing` (schema LANDING without `data`), and `data` with whose keys will seal it."""
 
     frame: pl.DataFrame
-    fresh: frozenset[bytes]
+    texts: list[bytes]
+    families: list[str]  # of keys; "" = a duplicate, which keeps no text
+    owners: list[str]
     positions: dict[tuple[int, int], int]  # (partition, epoch) → next offset
-    counts: dict[str, int]  # by disposition
+    counts: dict[str, int]  # by disposition, "type …", "reason …"
 
-
-def land(
-    chunks: Sequence[Chunk],
-    *,
-    topic: str,
-    proofs: Proofs,
-    recent: Recent,
-    checks: Mapping[str, Check],
-    now: float,
-) -> Landing:
-    """Judge all records of the chunks. `checks` by problem; `now` (Unix seconds) is the reader's clock."""
-    values: list[bytes | None] = []
-    messages: list[Message] = []
-    at: list[tuple[int, int, int]] = []  # partition, offset, epoch
-    positions: dict[tuple[int, int], int] = {}
-    for chunk in chunks:
-        partition, epoch, records, reason, detail = chunk
-        positions[partition, epoch] = records[-1][0] + 1
-        for offset, value in records:
-            if reason:
-                message = Message(event_id=claimed_id(value), data=value or b"", reason=reason, detail=detail)
-            else:
-                message = judge(value, proofs=proofs, now=now)
-            at.append((partition, offset, epoch))
-            values.append(value)
-            messages.append(message)
-    _check_inputs(messages, values, checks)
-    fresh: set[bytes] = set()
-    rows: list[tuple[Any, ...]] = []
-    counts = {"landed": 0, "dead": 0, "duplicate": 0}
-    for (partition, offset, epoch), message in zip(at, messages, strict=True):
-        if not message.reason:
-            disposition, name = "landed", message.identity
+    def sealed(self, keys: Subjects) -> pl.DataFrame:
+        """The rows whole, each text sealed for its owner. Call it within `subjects.commits`. Raises Unavailable."""
+        kept = [n for n, family in enumerate(self.families) if family]
+        if len(kept) == len(self.texts):
+            data = keys.seal_many(self.families, self.owners, self.texts)
         else:
-            disposition, name = "dead", dead_identity(message.data) if message.data else b""
-        if name and (name in fresh or name in recent):
-            disposition = "duplicate"
-        elif name:  # a record without a value is like any other, and each is a dead letter
-            fresh.add(name)
-        counts[disposition] += 1
+            some = ([self.families[n] for n in kept], [self.owners[n] for n in kept], [self.texts[n] for n in kept])
+            data = [b""] * len(self.texts)
+            for n, blob in zip(kept, keys.seal_many(*some), strict=True):
+                data[n] = blob
+        return self.frame.with_columns(pl.Series("data", data, dtype=pl.Binary)).select(list(LANDING))
+
+
+def land(chunks: Sequence[Chunk], *, topic: str, glance: Glance, recent: Recent, now: float) -> Batch:
+    """Judge all records of the chunks, and remember them. `now` (Unix seconds) is the reader's clock.
+
+    What is remembered counts as landed: whoever drops the batch must `recall`. Raises Unavailable as `judge` does, and then
+    nothing of the chunks was remembered.
+    """
+    positions: dict[tuple[int, int], int] = {}
+    judged: list[tuple[Chunk, Sequence[int] | Ints, list[bytes | None], Seen | None, dict[int, Message]]] = []
+    for chunk in chunks:
+        positions[chunk.partition, chunk.epoch] = chunk.records[-1][0] + 1
+        for offsets, values in _blocks(chunk.records):
+            if chunk.reason:
+                seen, reason, detail = None, chunk.reason, chunk.detail
+                rest = {
+                    n: Message(event_id=claimed_id(value), data=value or b"", reason=reason, detail=detail)
+                    for n, value in enumerate(values)
+                }
+            else:
+                seen = glance.look(values, now)
+                left = set(range(len(values))).difference(seen.at) if len(seen.at) < len(values) else ()
+                rest = {n: glance.single(values[n], now) for n in sorted(left)}
+            judged.append((chunk, offsets, values, seen, rest))
+    parts = []
+    for chunk, offsets, values, seen, rest in judged:
+        marks = _marks(len(values), seen, rest, glance)
+        rows = _rows(seen, rest, recent.news(marks), now)
+        order = [*(seen.at if seen else ()), *rest]
+        where = {"partition": pl.lit(chunk.partition, pl.Int32), "epoch": pl.lit(chunk.epoch, pl.Int32)}
+        rows.frame = rows.frame.with_columns(offset=pl.Series(np.asarray(offsets, np.int64)[order]), **where)
+        parts.append(rows)
+    frame = pl.concat([part.frame for part in parts])
+    frame = frame.with_columns(topic=pl.lit(topic), landed_at=pl.lit(now, pl.Float64)).select(_DATALESS)
+    texts, families, owners = (
+        [one for part in parts for one in getattr(part, name)] for name in ("texts", "families", "owners")
+    )
+    return Batch(frame, texts, families, owners, positions, _counts(frame))
+
+
+def _blocks(records: Sequence[tuple[int, bytes | None]]) -> Iterator[tuple[Sequence[int] | Ints, list[bytes | None]]]:
+    """(offsets, values) of at most BLOCK records each."""
+    for first in range(0, len(records), BLOCK):
+        some = records[first : first + BLOCK]
+        if isinstance(some, Block):
+            yield some.offsets, some.values()
+        else:
+            yield [offset for offset, _ in some], [value for _, value in some]
+
+
+def _marks(count: int, seen: Seen | None, rest: Mapping[int, Message], glance: Glance) -> list[Mark | None]:
+    """Of each record of a block, in order, what makes it the same when it comes again; None = every one is another."""
+    if seen is not None and not rest:
+        return list(seen.marks)
+    marks: list[Mark | None] = [None] * count
+    if seen is not None:
+        for at, mark in zip(seen.at, seen.marks, strict=True):
+            marks[at] = mark
+    for at, one in rest.items():
+        if not one.reason:
+            marks[at] = glance.mark(identity_text(one.problem, one.type, one.source, one.prediction_id, one.event_id))
+        elif one.data:  # a record without a value is like any other, and each is a dead letter
+            marks[at] = dead_identity(one.data)
+    return marks
+
+
+class _Part(msgspec.Struct):
+    """Rows of one block, those that were seen at a glance first: `frame` as in Batch, but for position, topic and time."""
+
+    frame: pl.DataFrame
+    texts: list[bytes]
+    families: list[str]
+    owners: list[str]
+
+
+def _rows(seen: Seen | None, rest: Mapping[int, Message], new: Sequence[bool], now: float) -> _Part:
+    frames: list[pl.DataFrame] = []
+    texts: list[bytes] = []
+    families: list[str] = []
+    owners: list[str] = []
+    if seen is not None and seen.at:
+        again = [place for place, at in enumerate(seen.at) if not new[at]]
+        frames.append(_columns(seen, again))
+        texts, families, owners = seen.raws, seen.families, seen.owners
+        for place in again:
+            texts[place], families[place] = b"", ""
+    rows: list[tuple[Any, ...]] = []
+    for at, one in rest.items():
+        disposition = "duplicate" if not new[at] else "dead" if one.reason else "landed"
+        why = (str(one.reason), one.detail) if disposition == "dead" else ("", "")
         rows.append(
             (
-                topic,
-                partition,
-                offset,
-                epoch,
-                message.event_id,
-                message.type,
-                message.source or None,
-                message.time or None,
-                now,
-                message.problem or None,
-                message.prediction_id,
-                message.subject,
-                message.actor,
-                message.actor_kind or None,
-                message.data,
-                disposition,
-                str(message.reason) if disposition == "dead" else "",
-                message.detail if disposition == "dead" else "",
+                one.event_id, one.type, one.source or None, one.time or None, one.problem or None, one.prediction_id,
+                one.subject, one.actor, one.actor_kind or None, disposition, *why,
             )
-        )
-    return Landing(pl.DataFrame(rows, schema=LANDING, orient="row"), frozenset(fresh), positions, counts)
+        )  # fmt: skip
+        texts.append(one.data if new[at] else b"")
+        families.append("" if not new[at] else "dead" if one.reason else one.family)
+        owners.append(day(now) if one.reason else owner(one.subject, one.actor, one.source))
+    if rows:
+        frames.append(pl.DataFrame(rows, schema={name: LANDING[name] for name in _SAID}, orient="row"))
+    return _Part(pl.concat(frames), texts, families, owners)
 
 
-def _check_inputs(messages: list[Message], values: list[bytes | None], checks: Mapping[str, Check]) -> None:
-    """Predictions that fail the row checks of their problem become dead letters, in place."""
-    for problem, check in checks.items():
-        asked = [n for n, message in enumerate(messages) if message.type == "prediction" and message.problem == problem]
-        if not asked:
-            continue
-        for n, wrong in zip(asked, check([messages[n].body.inputs for n in asked]), strict=True):
-            if wrong is not None:
-                old = messages[n]
-                messages[n] = Message(
-                    event_id=old.event_id,
-                    source=old.source,
-                    problem=old.problem,
-                    data=values[n] or b"",
-                    reason=Reason.INPUTS,
-                    detail=wrong[:300],
-                )
+def _columns(seen: Seen, again: Sequence[int]) -> pl.DataFrame:
+    """Columns of what was seen at a glance; `again` are those that are duplicates."""
+    lanes, plain, many = np.array(seen.lanes, np.uint32), seen.plain, len(seen.at)
+    codes = np.zeros(many, np.uint32)
+    codes[list(again)] = 1
+
+    def of_lane(name: str) -> pl.Series:
+        return pl.Series([getattr(lane, name) for lane in seen.table], dtype=pl.String).gather(lanes)
+
+    return pl.DataFrame(
+        {
+            "event_id": pl.Series([one.id for one in plain], dtype=pl.String),
+            "type": of_lane("kind"),
+            "source": of_lane("source"),
+            "time": pl.Series(seen.times),
+            "problem": of_lane("problem"),
+            "prediction_id": pl.Series([one.predictionid for one in plain], dtype=pl.String),
+            "subject": pl.Series(seen.subjects, dtype=pl.String),
+            "actor": pl.Series(seen.actors, dtype=pl.String),
+            "actor_kind": pl.Series([one.actorkind for one in plain], dtype=pl.String),
+            "disposition": _DISPOSITIONS.gather(codes),
+            "reason": pl.Series([""]).new_from_index(0, many),
+            "detail": pl.Series([""]).new_from_index(0, many),
+        }
+    )
+
+
+def _counts(frame: pl.DataFrame) -> dict[str, int]:
+    counts = {"landed": 0, "dead": 0, "duplicate": 0}
+    counts |= dict(frame["disposition"].value_counts().iter_rows())
+    for column in ("type", "reason"):
+        counts |= {f"{column} {value}": n for value, n in frame[column].value_counts().iter_rows() if value}
+    return counts

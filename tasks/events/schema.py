@@ -64,7 +64,9 @@ __all__ = [
     "claimed_id",
     "compose",
     "encode_event",
+    "fits",
     "identity",
+    "identity_text",
     "judge",
     "pseudonym",
     "read_message",
@@ -270,6 +272,7 @@ class Message(msgspec.Struct, kw_only=True):
     actor_kind: str = ""
     data: bytes = b""  # raw JSON of `data`; the whole message if it is not believed
     body: Any = None
+    family: str = ""  # of keys that will seal its data
     reason: str = ""
     detail: str = ""
 
@@ -281,9 +284,13 @@ class Message(msgspec.Struct, kw_only=True):
 
 def identity(problem: str, kind: str, source: str, prediction_id: str | None, event_id: str) -> bytes:
     """Key of deduplication: of a source its own ids; of people, whose `source` is unproven, the ids of one prediction."""
+    return hashlib.blake2b(identity_text(problem, kind, source, prediction_id, event_id).encode(), digest_size=8).digest()
+
+
+def identity_text(problem: str, kind: str, source: str, prediction_id: str | None, event_id: str) -> str:
+    """What `identity` is the hash of. It ends with the event's id; what stands before is the sender's or the asker's."""
     scope = (prediction_id or "") if kind in PEOPLE else ""
-    text = f"{len(scope)}:{scope}{len(source)}:{source}{len(problem)}:{problem}{kind in PEOPLE:d}{event_id}"
-    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return f"{len(scope)}:{scope}{len(source)}:{source}{len(problem)}:{problem}{kind in PEOPLE:d}{event_id}"
 
 
 def pseudonym(salt: bytes, problem: str, name: str) -> str:
@@ -447,6 +454,15 @@ def _fits(body: Any, known: Known) -> None:
             raise _Dead(Reason.LABEL, f"expected answers of {', '.join(sorted(known.labels))}, got another")
         if answer.probabilities and abs(sum(answer.probabilities.values()) - 1) > 0.01:
             raise _Dead(Reason.DATA, f"expected probabilities that sum to 1, got {sum(answer.probabilities.values()):.3f}")
+
+
+def fits(body: Any, known: Known) -> bool:
+    """May this problem be told that? `body` is a type of `contract`."""
+    try:
+        _fits(body, known)
+    except _Dead:
+        return False
+    return True
 
 
 def _finite(body: Any) -> bool:
