@@ -1,18 +1,25 @@
 """For applications: ask the gateway, say what people thought of the answer, and send what became true later.
 
+    from truing.client import Client
+
     with Client("adult") as client:
         answer = client.predict([row], subjects=["person-17"], groups=[{"sex": "Female"}])[0]
-        client.correct(answer, ">50K", actor="clerk-4")
+        client.correct(answer, ">50K", actor="clerk-4")          # a person's word, believed for the answer's token
 
     with Client("adult", source="outcomes", source_key=key, kafka={"bootstrap_servers": "broker:9092"}) as client:
-        client.outcome(answer.prediction_id, ">50K")     # batched; arrived when flush returns
+        client.outcome(answer.prediction_id, ">50K")             # a source's word; with the brokers when flush returns
+
+    client = Client("adult", source="outcomes", source_key=key, kafka=kafka, outbox=Path("/var/lib/app/outbox"))
+    client.outcome(answer.prediction_id, ">50K")                 # on the disk when this returns; sent by a thread
 
 Questions and people's words go through the gateway, over HTTP. A registered source (problem.toml) signs with a key of its own
 and writes to Kafka itself. Sending the same thing again is safe: an event is named after its content, and lands once.
+With asyncio: `await asyncio.to_thread(client.predict, rows)`.
 """
 
 from __future__ import annotations
 
+import threading
 import time as clock
 import uuid
 from collections.abc import Mapping, Sequence
@@ -21,25 +28,26 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from truing.infra.sender import Message, Sender
+from truing.infra.asking import Asker, answers, tensor, tensors
+from truing.infra.queues import InMemory, OnDisk, Queue, WordsOut, on_disk
+from truing.infra.sender import Sender
 from truing.infra.words import Answer, Declined, Receipt, Scalar, Word, correction, interaction, rating
-from truing.tasks.errors import DataError, Unavailable, UsageError
+from truing.tasks.errors import DataError, UsageError
 from truing.tasks.events.schema import MAX_BYTES, encode_event
-from truing.tasks.release.trust import authority, untrusted
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from truing.infra.settings import Settings
+    from truing.tasks.events.avro import Codec
 
 __all__ = ["Answer", "Client", "Declined", "Receipt", "Word", "correction", "interaction", "rating"]
 
 BATCH = 5000  # rows or words in one request
-CHUNK = 2000  # messages sent to Kafka at once
 
 
 class Client:
-    """One problem, one application. Not for several threads at once."""
+    """One problem, one application. May be used by several threads at once; not across a fork."""
 
     def __init__(
         self,
@@ -50,30 +58,66 @@ class Client:
         source_key: bytes | None = None,
         kafka: Mapping[str, Any] | None = None,
         topic: str = "user-events",
+        group: str = "truing",
+        embedded: bool = False,
+        avro: Codec | None = None,
+        outbox: Path | None = None,
+        sync: bool = True,
         timeout_s: float = 10.0,
         ca: Path | None = None,
     ) -> None:
         """`source`, its key and `kafka` (kafka-python's connection options) are needed by sources only.
 
-        `timeout_s` bounds one request, and how long a gateway that restarts is waited for. `ca` is the PEM authority that an
-        https gateway proves itself by, if it is not a public one.
+        `outbox` is a folder of this process alone: what is said is in it before the call returns (`sync`: on the disk itself,
+        so a power cut takes nothing), is sent from there, again after a crash of this process or of the broker, and leaves it
+        when the lake has it, which the keepers of `group` tell. `embedded`: the broker is the one of `truing up`, which forgets
+        its last second when it is killed. `timeout_s` bounds one request, and how long a gateway that restarts is waited for.
+        `ca` is the PEM authority that an https gateway proves itself by, if it is not a public one. `avro` writes a source's
+        events as Avro. Raises Unavailable when the outbox is not ours to write.
         """
         self.problem = problem
-        self._gateway = gateway.rstrip("/")
-        self._timeout_s = timeout_s
-        self._ca = ca
         self._source = source
         self._source_key = source_key
-        self._sender = Sender(topic, dict(kafka), timeout_s=timeout_s) if kafka else None
-        self._http: Any = None
-        self._waiting: list[Message] = []
-        self._acknowledged = 0
+        self._encode = encode_event if avro is None else avro.write
+        self._asker = Asker(gateway, timeout_s=timeout_s, ca=ca)
+        self._guard = threading.Lock()
+        self._events: Queue | None = None
+        self._words: OnDisk | None = None
+        self._said: WordsOut | None = None
+        self._watermark: Any = None
+        self._events_box: OnDisk | None = None
+        if kafka and outbox is None:
+            self._events = InMemory(Sender(topic, dict(kafka), timeout_s=timeout_s))
+        elif kafka and outbox is not None:
+            from truing.infra.watermark import Watermark
+
+            self._watermark = Watermark(kafka, group, topic)
+            self._events = self._events_box = on_disk(
+                outbox / "events",
+                Sender(topic, dict(kafka), timeout_s=timeout_s),
+                keep_s=60.0,
+                sync=sync,
+                sentinel=_address(kafka) if embedded else None,
+                watermark=self._watermark,
+            )
+        if outbox is not None:
+            self._said = WordsOut(Asker(gateway, timeout_s=timeout_s, ca=ca))
+            self._words = on_disk(outbox / "words", self._said, keep_s=0.0, sync=sync)
 
     @classmethod
-    def of(cls, settings: Settings, problem: str, *, source: str | None = None, timeout_s: float = 10.0) -> Client:
+    def of(
+        cls,
+        settings: Settings,
+        problem: str,
+        *,
+        source: str | None = None,
+        outbox: Path | None = None,
+        timeout_s: float = 10.0,
+    ) -> Client:
         """The client of a stack on this machine; with `source`, its key is read from the stack's keyring."""
         from truing.infra.broker import connection
         from truing.infra.keys import keyring
+        from truing.infra.schema_registry import codec_of
 
         return cls(
             problem,
@@ -82,6 +126,10 @@ class Client:
             source_key=keyring(settings).source(problem, source) if source else None,
             kafka=connection(settings),
             topic=settings.kafka.topic,
+            group=settings.kafka.group,
+            embedded=settings.kafka.broker == "embedded",
+            avro=codec_of(settings),
+            outbox=outbox,
             timeout_s=timeout_s,
             ca=settings.tls.ca,
         )
@@ -93,15 +141,19 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Send what is waiting, then let go of the connections. Raises Unavailable if it could not be sent."""
+        """Send what is waiting, then let go of the connections. Raises Unavailable if it could not be sent.
+
+        With an outbox nothing is raised: what could not be sent in five seconds stays there, for the next client of it.
+        """
         try:
-            self.flush()
+            if self._events is not None:
+                self._events.close()
         finally:
-            if self._sender is not None:
-                self._sender.close()
-            if self._http is not None:
-                self._http.close()
-                self._http = None
+            if self._words is not None:
+                self._words.close()
+            if self._watermark is not None:
+                self._watermark.close()
+            self._asker.close()
 
     # --- asking
     def predict(
@@ -122,41 +174,51 @@ class Client:
             if beside is not None and len(beside) != len(rows):
                 raise DataError(f"{name}: expected {len(rows)} like the rows, got {len(beside)}; give one for each row")
         names = list(ids) if ids is not None else [uuid.uuid4().hex for _ in rows]
-        answers: list[Answer] = []
+        found: list[Answer] = []
         for start in range(0, len(rows), BATCH):
             part = slice(start, start + BATCH)
-            tensors = [*_tensors(rows[part]), _tensor("prediction_id", names[part])]
+            columns = [*tensors(rows[part]), tensor("prediction_id", names[part])]
             if subjects is not None:
-                tensors.append(_tensor("subject", list(subjects[part])))
+                columns.append(tensor("subject", list(subjects[part])))
             if groups is not None:
-                tensors += _tensors(groups[part], prefix="group:")
-            answers += _answers(self._post(f"/v2/models/{self.problem}/infer", {"inputs": tensors}))
-        return answers
+                columns += tensors(groups[part], prefix="group:")
+            found += answers(self._asker.post(f"/v2/models/{self.problem}/infer", {"inputs": columns}))
+        return found
 
     # --- people's words
     def rate(self, answer: Answer, value: float, actor: str, *, time: float | None = None) -> None:
-        """`value` 0..1. Raises DataError when the gateway does not believe it."""
+        """`value` 0 (useless) .. 1 (right). Raises DataError when the gateway does not believe it (see `refused`)."""
         self._say(rating(answer, value, actor, time=time))
 
     def correct(self, answer: Answer, label: str, actor: str, *, time: float | None = None) -> None:
-        """`label` is what it should have been. Raises DataError when the gateway does not believe it."""
+        """`label` is what it should have been. Raises DataError when the gateway does not believe it (see `refused`)."""
         self._say(correction(answer, label, actor, time=time))
 
     def interact(self, answer: Answer, kind: str, actor: str, *, value: float | None = None, time: float | None = None) -> None:
-        """What somebody did with the answer. Raises DataError when the gateway does not believe it."""
+        """What somebody did with the answer. Raises DataError when the gateway does not believe it (see `refused`)."""
         self._say(interaction(answer, kind, actor, value=value, time=time))
 
     def feedback(self, words: Sequence[Word]) -> Receipt:
-        """Many words at once: how many were taken, and why the others were not. Raises Unavailable."""
+        """Many words at once, past any outbox: how many were taken, and why the others were not. Raises Unavailable."""
         accepted, refusals = 0, []
         for start in range(0, len(words), BATCH):
             part = [msgspec.structs.replace(word, problem=self.problem) for word in words[start : start + BATCH]]
-            told = msgspec.convert(self._post("/feedback", part), Receipt)
+            told = msgspec.convert(self._asker.post("/feedback", part), Receipt)
             accepted += told.accepted
             refusals += [msgspec.structs.replace(one, item=one.item + start) for one in told.refusals]
         return Receipt(accepted, refusals)
 
+    def refused(self) -> list[tuple[Word, Declined]]:
+        """Words that left the outbox and were not believed, with the reason; the last thousand, each told once."""
+        taken = []
+        while self._said is not None and self._said.refused:
+            taken.append(self._said.refused.popleft())
+        return taken
+
     def _say(self, word: Word) -> None:
+        if self._words is not None:
+            self._words.put([(b"", msgspec.json.encode(msgspec.structs.replace(word, problem=self.problem)))])
+            return
         for refusal in self.feedback([word]).refusals:
             raise DataError(refusal.error)
 
@@ -172,6 +234,21 @@ class Client:
     def attribute(self, prediction_id: str, groups: Mapping[str, Scalar], *, time: float | None = None) -> None:
         """Protected attributes that came late."""
         self._queue("attribute", {"groups": dict(groups)}, prediction_id, time)
+
+    def prefer(
+        self,
+        prompt: str,
+        chosen: str,
+        rejected: str,
+        *,
+        actor: str | None = None,
+        subject: str | None = None,
+        prediction_id: str | None = None,
+        time: float | None = None,
+    ) -> None:
+        """Of two answers to one prompt `actor` chose one. Needs no prediction; `subject` is whom the texts are about."""
+        data = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        self._queue("preference", data, prediction_id, time, subject=subject, actor=actor)
 
     def backfill_prediction(
         self,
@@ -189,40 +266,31 @@ class Client:
         self._queue("prediction", data, prediction_id, time, subject=subject)
 
     def flush(self, *, timeout_s: float = 30.0) -> int:
-        """Returns when the brokers hold everything queued (acks=all): how many messages since the last flush.
+        """Returns when the brokers hold every event queued (acks=all): how many since the last flush. With an outbox, also
+        when the gateway has every word.
 
         Raises Unavailable when that takes longer than `timeout_s`; what was not acknowledged stays queued, so flush can be
         called again.
         """
         end = clock.monotonic() + timeout_s
-        while self._waiting:
-            try:
-                self._push()
-            except Unavailable as error:
-                if clock.monotonic() + 0.5 > end:
-                    raise Unavailable(f"{error} ({len(self._waiting)} events wait; call flush again)") from None
-                clock.sleep(0.5)
-        done, self._acknowledged = self._acknowledged, 0
-        return done
+        done = self._events.flush(timeout_s) if self._events is not None else 0
+        return done + (self._words.flush(max(0.0, end - clock.monotonic())) if self._words is not None else 0)
 
     @property
     def waiting(self) -> int:
-        """Events queued here and not acknowledged yet."""
-        return len(self._waiting)
+        """Events and words queued here and not acknowledged yet."""
+        return sum(queue.waiting for queue in (self._events, self._words) if queue is not None)
 
-    def _push(self) -> None:
-        if self._sender is None:
-            raise UsageError("expected a Client with kafka={'bootstrap_servers': …}, got none; a source writes to Kafka itself")
-        chunk = self._waiting[:CHUNK]
-        self._sender.publish(chunk)
-        del self._waiting[: len(chunk)]
-        self._acknowledged += len(chunk)
+    @property
+    def kept(self) -> int:
+        """Events that the outbox still holds, because the lake does not have them as far as is known. 0 without an outbox."""
+        return self._events_box.box.kept if self._events_box is not None else 0
 
     def _queue(
         self,
         kind: str,
         data: Mapping[str, Any],
-        prediction_id: str,
+        prediction_id: str | None,
         time: float | None,
         *,
         subject: str | None = None,
@@ -232,7 +300,9 @@ class Client:
             raise UsageError(
                 f"expected a Client with source and source_key to send a {kind}, got none; see [sources] in problem.toml"
             )
-        message = encode_event(
+        if self._events is None:
+            raise UsageError("expected a Client with kafka={'bootstrap_servers': …}, got none; a source writes to Kafka itself")
+        message = self._encode(
             kind,
             problem=self.problem,
             source=self._source,
@@ -246,65 +316,12 @@ class Client:
         )
         if len(message[1]) > MAX_BYTES:
             raise DataError(f"expected an event of at most {MAX_BYTES} bytes, got {len(message[1])}; shorten its texts")
-        self._waiting.append(message)
-        if len(self._waiting) >= CHUNK:
-            self._push()
-
-    # --- HTTP
-    def _post(self, path: str, body: Any) -> Any:
-        import httpx
-
-        if self._http is None:
-            verify = True if self._ca is None else authority(self._ca)
-            self._http = httpx.Client(base_url=self._gateway, timeout=self._timeout_s, trust_env=False, verify=verify)
-        content = msgspec.json.encode(body)
-        end = clock.monotonic() + self._timeout_s
-        while True:
-            try:
-                response = self._http.post(path, content=content, headers={"Content-Type": "application/json"})
-                break
-            except httpx.HTTPError as error:  # asking twice is safe: prediction ids and times are in the body
-                if (doubt := untrusted(error)) is not None:
-                    raise Unavailable(f"expected to trust the gateway at {self._gateway}, got: {doubt}; correct `ca`") from None
-                if isinstance(error, httpx.TimeoutException) or clock.monotonic() > end:
-                    raise Unavailable(
-                        f"expected an answer of the gateway at {self._gateway}, got {type(error).__name__}; see `truing status`"
-                    ) from None
-                clock.sleep(0.2)
-        if response.status_code == 200:
-            return msgspec.json.decode(response.content)
-        try:
-            told = str(msgspec.json.decode(response.content, type=dict[str, Any])["error"])
-        except (msgspec.DecodeError, KeyError):
-            told = f"the gateway at {self._gateway} answered {response.status_code}; see `truing status`"
-        raise (DataError if 400 <= response.status_code < 500 else Unavailable)(told)
+        self._events.put([message])
 
 
-def _tensor(name: str, data: list[Any]) -> dict[str, Any]:
-    """A column with the datatype of its values; nulls take part in none."""
-    kinds = {type(value) for value in data if value is not None}
-    datatype = "BYTES" if kinds <= {str} else "INT64" if kinds <= {int} else "FP64"
-    return {"name": name, "shape": [len(data)], "datatype": datatype, "data": data}
-
-
-def _tensors(rows: Sequence[Mapping[str, Scalar]], *, prefix: str = "") -> list[dict[str, Any]]:
-    """Rows as columns. A key that some rows lack is null there; a column of nulls is left out."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    return [_tensor(prefix + name, data) for name, data in columns.items() if any(value is not None for value in data)]
-
-
-def _answers(told: Any) -> list[Answer]:
-    """The response's tensors as records. Raises Unavailable when it is none of ours."""
-    try:
-        outputs = {tensor["name"]: tensor["data"] for tensor in told["outputs"]}
-        names = ("prediction_id", "token", "label", "probability", "confidence")
-        version, sequence = told["model_version"], told["parameters"]["sequence"]
-        return [
-            Answer(**dict(zip(names, row, strict=True)), version=version, sequence=sequence)
-            for row in zip(*(outputs[name] for name in names), strict=True)
-        ]
-    except (KeyError, TypeError, ValueError):
-        raise Unavailable(
-            "expected label, probability and token of each row, got another answer; is this the gateway?"
-        ) from None
+def _address(kafka: Mapping[str, Any]) -> tuple[str, int]:
+    """Host and port of the (first) broker."""
+    servers = kafka["bootstrap_servers"]
+    first = servers.split(",")[0] if isinstance(servers, str) else servers[0]
+    host, _, port = str(first).strip().rpartition(":")
+    return host.strip("[]"), int(port)

@@ -1,9 +1,9 @@
-"""Events that must not get lost: written to a local file before the answer goes out, published from there, kept for a while.
+"""Events that must not get lost: written to a local file before the call returns, published from there, kept until they landed.
 
 The files are the truth and the publisher is a cursor over them: sending, resending after a restart and resending after a broker
 lost its tail are the same walk from a place in the files. The reader of the topic drops doubles by event id, so walking twice
-is harmless. A segment goes when all of it was acknowledged more than `keep_s` ago: an embedded broker that is killed forgets
-up to a second of what it had acknowledged, and gets it again from here.
+is harmless. A segment goes when the lake has all of it (`watermark`); where nobody tells, `keep_s` after it was acknowledged:
+an embedded broker that is killed forgets up to a second of what it had acknowledged, and gets it again from here.
 
 Frame of a record: length of the body (u32), its CRC-32 (u32), length of the key (u32), key, value. A torn frame at the end is
 a write whose answer never went out. With `sync` the answer waits until the disk itself has the event, so that it survives a
@@ -18,14 +18,16 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from truing.infra.disk import Disk
+from truing.infra.landed import Landed
 from truing.infra.sender import Message
 from truing.infra.sentinel import Sentinel
+from truing.infra.watermark import Mark
 from truing.tasks.errors import DataError, Unavailable
 from truing.tasks.events.schema import MAX_BYTES
 
@@ -36,9 +38,12 @@ _ROTATE_BYTES = 16 << 20
 
 
 class Publisher(Protocol):
-    """What sends. `publish` returns when the broker has acknowledged all of them, else raises Unavailable."""
+    """What sends. `publish` returns when the broker has acknowledged all of them, else raises Unavailable.
 
-    def publish(self, messages: Sequence[Message]) -> None: ...
+    It may tell where they stand: the offset behind the last of them, by partition.
+    """
+
+    def publish(self, messages: Sequence[Message]) -> Mapping[int, int] | None: ...
 
     def close(self) -> None: ...
 
@@ -51,6 +56,8 @@ class Segment:
     count: int = 0
     opened: float = 0.0
     acknowledged: float | None = None  # when its last frame was
+    places: dict[int, int] = field(default_factory=dict)  # by partition, the offset behind its last message there
+    placed: bool = True  # of all its messages it is known where they stand
 
 
 class Outbox:
@@ -63,11 +70,15 @@ class Outbox:
         *,
         keep_s: float,
         sentinel: tuple[str, int] | None = None,
+        watermark: Callable[[], Mapping[int, Mark]] | None = None,
+        most_bytes: int = 1 << 30,
         sync: bool = True,
         log: Callable[[str], None],
     ) -> None:
         """`sentinel` is the address of a broker whose death can lose acknowledged events: a silent connection to it is held,
-        and when it breaks, everything still kept is sent again. Raises Unavailable when another process holds the folder."""
+        and when it breaks, everything still kept is sent again. `watermark` tells up to where the lake has the topic; with it
+        `keep_s` only counts while it was never told. Beyond `most_bytes` the oldest acknowledged events go, landed or not.
+        Raises Unavailable when another process holds the folder."""
         self.folder = folder
         self.keep_s = keep_s
         self.last_publish: float | None = None
@@ -75,6 +86,8 @@ class Outbox:
         self.published = 0
         self._publisher = publisher
         self._sentinel = Sentinel(sentinel) if sentinel else None
+        self._landed = Landed(watermark, forgetful=sentinel is not None) if watermark else None
+        self._most_bytes = most_bytes
         self._log = log
         self._guard = threading.Lock()
         self._disk = Disk(folder) if sync else None
@@ -87,7 +100,7 @@ class Outbox:
         except BlockingIOError:
             os.close(self._lock)
             raise Unavailable(
-                f"expected {folder} to be free, another gateway holds it; stop that one or name another data folder"
+                f"expected {folder} to be free, another process holds it; stop that one or name another folder"
             ) from None
         except OSError as error:
             raise Unavailable(f"expected a writable folder {folder}, got: {error.strerror}; check its permissions") from None
@@ -109,6 +122,11 @@ class Outbox:
     def waiting(self) -> int:
         """Messages not acknowledged yet (or to be sent again)."""
         return self._waiting
+
+    @property
+    def kept(self) -> int:
+        """Messages that stand here still: the lake does not have them, as far as is known."""
+        return sum(segment.count for segment in list(self._segments))
 
     @property
     def kept_bytes(self) -> int:
@@ -137,7 +155,7 @@ class Outbox:
                     done += os.write(self._handle, memoryview(frames)[done:])
             except OSError as error:
                 os.ftruncate(self._handle, segment.size)
-                raise Unavailable(f"the answer can't be recorded in {self.folder}: {error.strerror}; free some space") from None
+                raise Unavailable(f"events can't be recorded in {self.folder}: {error.strerror}; free some space") from None
             segment.size += len(frames)
             segment.count += len(messages)
             self._waiting += len(messages)
@@ -199,15 +217,14 @@ class Outbox:
     def _run(self) -> None:
         pause = 0.1
         while not self._stop.is_set():
-            if self._sentinel and self._sentinel.broken():
-                self._rewind()
+            self._steady()
             try:
                 messages, cursor = self._next()
                 if messages:
-                    self._publisher.publish(messages)
-                    self._acknowledge(len(messages), cursor)
+                    self._acknowledge(len(messages), cursor, self._publisher.publish(messages))
                     pause, self.last_error = 0.1, None
                     continue
+                self._look()
                 self._trim()
             except (Unavailable, OSError) as error:
                 if self.last_error is None:
@@ -247,35 +264,84 @@ class Outbox:
             index, at = index + 1, 0
         return messages, (index, at)
 
-    def _acknowledge(self, count: int, cursor: tuple[int, int]) -> None:
+    def _acknowledge(self, count: int, cursor: tuple[int, int], places: Mapping[int, int] | None) -> None:
         with self._guard:
             now = time.monotonic()
             for segment in self._segments[self._cursor[0] : cursor[0] + 1]:
                 segment.acknowledged = now
+                segment.placed = segment.placed and places is not None
+                for partition, offset in (places or {}).items():
+                    segment.places[partition] = max(offset, segment.places.get(partition, 0))
             self._cursor = cursor
             self._waiting -= count
             self.published += count
             self.last_publish = time.time()
+        self._look()
         self._trim()
 
+    def _look(self) -> None:
+        """Ask, at most once a second, what has landed. A log that is another one than we wrote to gets everything again."""
+        if self._landed is None or not self._landed.due(time.monotonic()) or not any(one.places for one in self._segments):
+            return
+        try:
+            if self._landed.look(time.monotonic(), self._steady):
+                self._rewind()
+        except Unavailable:  # the broker is away, or won't tell: nothing goes meanwhile
+            return
+
+    def _steady(self) -> bool:
+        """Is the broker, for certain, the process it was? If it died, all that is kept goes out again, once it is back."""
+        if self._sentinel is None:
+            return True
+        if self._sentinel.broken():
+            if self._landed:
+                self._landed.doubt()
+            self._rewind()
+            return False
+        return self._sentinel.watching
+
     def _trim(self) -> None:
-        """Drop closed segments whose last acknowledgement is older than the grace."""
+        """Drop segments, oldest first, as far as they have landed; the open one is closed for it."""
+        if not self._steady():  # where they stand may be another's place now
+            return
         with self._guard:
-            limit = time.monotonic() - self.keep_s
-            while len(self._segments) > 1 and self._cursor[0] > 0:
-                oldest = self._segments[0]
-                if oldest.count and (oldest.acknowledged is None or oldest.acknowledged > limit):
-                    return
+            now, kept = time.monotonic(), self.kept_bytes
+            while self._segments[0].count and self._gone(self._segments[0], now, kept):
+                oldest, index = self._segments[0], self._cursor[0]
+                if len(self._segments) == 1:
+                    if self._cursor[1] < oldest.size:
+                        return
+                    self._open()
+                    index = 1
+                elif not index:
+                    if self._cursor[1] < oldest.size:
+                        return
+                    index = 1
                 oldest.path.unlink(missing_ok=True)
+                kept -= oldest.size
                 del self._segments[0]
+                self._cursor = (index - 1, self._cursor[1] if index == self._cursor[0] else 0)
+            while len(self._segments) > 1 and not self._segments[0].count and self._cursor[0] > 0:
+                self._segments.pop(0).path.unlink(missing_ok=True)
                 self._cursor = (self._cursor[0] - 1, self._cursor[1])
+
+    def _gone(self, segment: Segment, now: float, kept: int) -> bool:
+        """May it go? Only what was acknowledged whole; the cursor says so."""
+        if segment.acknowledged is None:
+            return False
+        if self._landed is None or not segment.placed or not self._landed.told:
+            return segment.acknowledged <= now - self.keep_s
+        return kept > self._most_bytes or self._landed.has(segment.places)
 
     def _rewind(self) -> None:
         """The broker died: what it acknowledged lately may be gone with it. Send all that is kept again."""
         with self._guard:
             self._cursor = (0, 0)
             self._waiting = sum(segment.count for segment in self._segments)
-        self._log(f"the broker's connection broke; sending {self._waiting} kept events again")
+            for segment in self._segments:
+                segment.acknowledged, segment.placed = None, True
+                segment.places.clear()
+        self._log(f"the broker's log is not the one that was written; sending {self._waiting} kept events again")
 
 
 def _frames(data: bytes, at: int, end: int) -> Iterator[tuple[Message, int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from truing.tasks.errors import Unavailable
@@ -27,12 +27,15 @@ class Sender:
         self._producer: Any = None
         self._guard = threading.Lock()
 
-    def publish(self, messages: Sequence[Message]) -> None:
-        """Returns when all are acknowledged by all in-sync replicas; else raises Unavailable, and some may have arrived."""
-        with self._guard:
-            self._publish(messages)
+    def publish(self, messages: Sequence[Message]) -> dict[int, int] | None:
+        """Returns when all are acknowledged by all in-sync replicas; else raises Unavailable, and some may have arrived.
 
-    def _publish(self, messages: Sequence[Message]) -> None:
+        The answer is where they stand: by partition, the offset behind the last of them; None when the broker did not say.
+        """
+        with self._guard:
+            return self._publish(messages)
+
+    def _publish(self, messages: Sequence[Message]) -> dict[int, int] | None:
         from kafka.errors import KafkaError
 
         try:
@@ -42,6 +45,7 @@ class Sender:
             failed = next((future.exception for future in futures if not future.succeeded()), None)
             if failed is not None or not all(future.succeeded() for future in futures):
                 raise failed or TimeoutError("no acknowledgement")
+            return _places(future.value for future in futures)
         except (KafkaError, OSError, ValueError, AssertionError) as error:
             self._drop()
             where = self._options["bootstrap_servers"]
@@ -75,7 +79,9 @@ class Sender:
     def _drop(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            producer.close(timeout=0)
+            from truing.tasks.events.stream import discard
+
+            discard(producer)
 
     def close(self) -> None:
         """Let go of the connection. A batch under way elsewhere is waited for briefly, then left to end by itself."""
@@ -84,3 +90,12 @@ class Sender:
                 self._drop()
             finally:
                 self._guard.release()
+
+
+def _places(written: Iterable[Any]) -> dict[int, int] | None:
+    places: dict[int, int] = {}
+    for one in written:
+        if one.offset < 0:  # a repeated batch that the broker knew already
+            return None
+        places[one.partition] = max(one.offset + 1, places.get(one.partition, 0))
+    return places

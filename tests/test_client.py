@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import polars as pl
 import pytest
 from ports import free_port
 from serving import ROOT, inputs_of, keys_in, remember, running_broker, running_gateway, settings_of, until
 
+from truing.client import Answer, Client, correction, interaction, rating
+from truing.flows.keeper import Keeper
 from truing.infra.broker import connection
-from truing.infra.client import Answer, Client, correction, interaction, rating
 from truing.infra.keys import Keyring
-from truing.infra.settings import Settings, load
+from truing.infra.landed import Landed
+from truing.infra.settings import Settings, child_environment, load
+from truing.infra.watermark import Mark
 from truing.tasks.errors import DataError, Unavailable, UsageError
+from truing.tasks.events.lake import Vault
 from truing.tasks.events.schema import Message, Proofs, judge
 from truing.tasks.kinds.model import Model
-from truing.tasks.problem import Problem
+from truing.tasks.problem import Problem, Source
 
 ANSWER = Answer(prediction_id="p", token="1.x", label="<=50K", probability=0.1, confidence=0.9, version="1", sequence=1)
 
@@ -48,7 +57,7 @@ def reaches(url: str) -> bool:
         return False
 
 
-def events(settings: Settings, problem: Problem) -> list[Message]:
+def events(settings: Settings, problem: Problem, keys: dict[str, dict[str, bytes]] | None = None) -> list[Message]:
     """All messages of the topic, judged as the reader judges them."""
     from kafka import KafkaConsumer, TopicPartition
 
@@ -56,7 +65,7 @@ def events(settings: Settings, problem: Problem) -> list[Message]:
     if reaches(status):
         until(lambda: httpx.get(status, trust_env=False).json()["outbox"]["waiting"] == 0)
     keyring = Keyring(settings.keys)
-    keys = {problem.name: {source: keyring.source(problem.name, source) for source in problem.sources}}
+    keys = keys or {problem.name: {source: keyring.source(problem.name, source) for source in problem.sources}}
     proofs = Proofs.of([problem], wire=keyring.read("wire"), salt=keyring.read("actor-salt"), keys=keys)
     consumer = KafkaConsumer(**connection(settings), enable_auto_commit=False, auto_offset_reset="earliest")
     parts = [TopicPartition(settings.kafka.topic, number) for number in range(settings.kafka.partitions)]
@@ -192,17 +201,179 @@ def test_without_a_gateway_it_says_so() -> None:
 def test_only_a_source_with_a_key_sends_outcomes() -> None:
     with Client("adult") as client, pytest.raises(UsageError, match="source and source_key"):
         client.outcome("p", ">50K")
-    with Client("adult", source="outcomes", source_key=b"k" * 32) as client:
+    with (
+        Client("adult", source="outcomes", source_key=b"k" * 32) as client,
+        pytest.raises(UsageError, match="bootstrap_servers"),
+    ):
         client.outcome("p", ">50K")
-        with pytest.raises(UsageError, match="bootstrap_servers"):
-            client.flush()
-        client._waiting.clear()
 
 
 def test_an_event_that_no_reader_would_take_is_refused_here() -> None:
-    with Client("adult", source="backfill", source_key=b"k" * 32) as client:
+    with Client("adult", source="backfill", source_key=b"k" * 32, kafka={"bootstrap_servers": "127.0.0.1:1"}) as client:
         with pytest.raises(DataError, match="at most"):
             client.backfill_prediction("p", {"text": "x" * 300_000})
         with pytest.raises(DataError, match="prediction"):
             client.backfill_prediction("p", {}, answer={"label": ">50K"})
-        assert client.waiting == 0
+        with pytest.raises(DataError, match="preference"):
+            client.prefer("q", "a", None)  # type: ignore[arg-type]
+        assert client.waiting == 0 and client.kept == 0
+
+
+def test_one_client_serves_many_threads(stack: Settings, problem: Problem) -> None:
+    with Client.of(stack, "adult", source="outcomes") as client:
+        sent = in_threads(8, lambda at: [client.outcome(f"thread-{at}-{n}", ">50K") for n in range(50)])
+        assert client.flush() == 400 and sent == 8
+    found = Counter(one.prediction_id for one in events(stack, problem) if (one.prediction_id or "").startswith("thread-"))
+    assert len(found) == 400 and set(found.values()) == {1}
+
+
+def in_threads(many: int, act: Callable[[int], object]) -> int:
+    threads = [threading.Thread(target=act, args=(at,)) for at in range(many)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(threads)
+
+
+# --- the outbox ---------------------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from truing.client import Client, rating
+from truing.infra.settings import current
+client = Client.of(current(), "adult", source="outcomes", outbox=Path(sys.argv[1]), timeout_s=1.0)
+for n in range(50):
+    client.outcome(f"{sys.argv[2]}-{n}", ">50K")
+print("said", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def alone(tmp_path: Path, problem: Problem) -> Settings:
+    """Keys, and nothing that runs."""
+    settings = settings_of(tmp_path / "data")
+    keys_in(settings.keys, problem)
+    return settings
+
+
+def test_what_was_said_before_a_kill_is_sent_by_the_next_client(alone: Settings, problem: Problem, tmp_path: Path) -> None:
+    """No broker runs while it is said, and the process dies at once: all of it is in the folder."""
+    for name in ("first", "second"):
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(tmp_path / "outbox"), name],
+            env=child_environment(alone), cwd=ROOT, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == -signal.SIGKILL and done.stdout == "said\n", done.stderr
+    with running_broker(alone), Client.of(alone, "adult", source="outcomes", outbox=tmp_path / "outbox") as client:
+        client.outcome("third", "<=50K")
+        client.flush()
+        assert client.waiting == 0 and client.kept == 101, "nobody told that they have landed"
+        names = {f"{name}-{n}" for name in ("first", "second") for n in range(50)} | {"third"}
+        assert {one.prediction_id for one in events(alone, problem)} == names
+
+
+def test_two_clients_of_one_outbox_are_one_too_many(tmp_path: Path) -> None:
+    client = Client("adult", outbox=tmp_path)
+    with pytest.raises(Unavailable, match="another process holds it"):
+        Client("adult", outbox=tmp_path)
+    client.close()
+
+
+def test_a_broker_killed_after_its_acknowledgements_gets_everything_again_and_it_lands_once(
+    alone: Settings, problem: Problem, tmp_path: Path
+) -> None:
+    """Five times 60 outcomes, each flushed (acks=all), and then the embedded broker dies before its disk has them. A keeper
+    lands what comes meanwhile; in the end all 300 stand in the lake once, and the outbox is empty."""
+    keeper = None
+    with Client.of(alone, "adult", source="outcomes", outbox=tmp_path / "outbox") as client:
+        for turn in range(6):
+            with running_broker(alone) as broker:
+                if keeper is None:
+                    keeper = Keeper(alone, start=lambda *_: None, log=lambda _: None)
+                    thread = threading.Thread(target=keeper.run)
+                    thread.start()
+                if turn == 5:
+                    until(lambda: client.kept == 0)
+                    keeper.stop.set()
+                    thread.join()
+                    break
+                for n in range(60):
+                    client.outcome(f"t{turn}-{n}", ">50K")
+                client.flush()
+                broker.kill()
+                broker.wait()
+    landed = Vault(alone.vault).scan("landing").filter(pl.col("disposition") == "landed").select("prediction_id").collect()
+    assert sorted(landed["prediction_id"]) == sorted(f"t{turn}-{n}" for turn in range(5) for n in range(60))
+
+
+def test_words_wait_for_a_gateway_that_is_away_and_a_forged_one_is_told(
+    stack: Settings, problem: Problem, adult: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    with Client.of(stack, "adult") as client:
+        answer = client.predict(inputs_of(problem, adult[:1]))[0]
+    away = f"http://127.0.0.1:{free_port()}"
+    with Client("adult", gateway=away, outbox=tmp_path, timeout_s=0.2) as client:
+        client.correct(answer, ">50K", actor="clerk-4")
+        client.rate(ANSWER, 1.0, actor="eve")
+        assert client.waiting == 2 and client.refused() == []
+    with Client.of(stack, "adult", outbox=tmp_path) as client:
+        client.flush()
+        ((word, why),) = client.refused()
+        assert (word.actor, why.code) == ("eve", "token.forged") and client.refused() == [] and client.waiting == 0
+    (said,) = [one for one in events(stack, problem) if one.type == "correction" and one.prediction_id == answer.prediction_id]
+    assert said.body.label == ">50K"
+
+
+def test_a_preference_needs_no_prediction(alone: Settings, problem: Problem, tmp_path: Path) -> None:
+    import msgspec
+
+    raters = msgspec.structs.replace(problem, sources={"raters": Source(types=("preference",))})
+    kafka = connection(alone)
+    with running_broker(alone), Client("adult", source="raters", source_key=b"k" * 32, kafka=kafka) as client:
+        client.prefer("Which?", "this", "that", actor="anna")
+        assert client.flush() == 1
+        (said,) = events(alone, raters, keys={"adult": {"raters": b"k" * 32}})
+    assert (said.type, said.reason, said.prediction_id, said.actor_kind) == ("preference", "", None, "person")
+    assert (said.body.prompt, said.body.chosen, said.body.rejected) == ("Which?", "this", "that")
+
+
+# --- when has it landed? ------------------------------------------------------------------------------------------------------
+
+
+def landed(*told: dict[int, Mark], forgetful: bool) -> Landed:
+    """After having been told these watermarks, one after the other; `None` stands for a broker that died."""
+    answers = [one for one in told if one is not None]
+    one = Landed(lambda: answers.pop(0), forgetful=forgetful)
+    for each in told:
+        one.doubt() if each is None else one.look(0.0, lambda: True)
+    return one
+
+
+def test_below_the_watermark_everything_has_landed() -> None:
+    one = landed({0: Mark(0, 10, "a"), 1: Mark(0, 5, "a")}, forgetful=False)
+    assert one.has({0: 10, 1: 4}) and not one.has({0: 11}) and not one.has({2: 1})
+    assert not Landed(dict, forgetful=False).told
+
+
+def test_of_a_forgetful_broker_an_old_word_says_nothing_about_what_is_written_now() -> None:
+    old = {0: Mark(0, 10, "a")}
+    assert not landed(old, forgetful=True).has({0: 5}), "may be from before the broker died; nothing moved since"
+    assert landed(old, {0: Mark(0, 11, "a")}, forgetful=True).has({0: 11}), "it moved: a keeper reads this log"
+    assert landed(old, {0: Mark(0, 10, "b")}, forgetful=True).has({0: 10}), "a keeper has looked at this log"
+    dead: Any = None
+    assert not landed(old, dead, {0: Mark(0, 12, "a")}, forgetful=True).has({0: 11}), "a late word of the session before"
+    assert landed(old, dead, {0: Mark(0, 12, "b")}, forgetful=True).has({0: 11})
+
+
+def test_a_log_that_began_anew_is_written_again() -> None:
+    told = [{0: Mark(0, 10, "a")}, {0: Mark(0, 11, "a")}, {0: Mark(1, 3, "b")}]
+    one = Landed(lambda: told.pop(0), forgetful=True)
+    assert [one.look(0.0, lambda: True) for _ in range(3)] == [False, False, True] and one.has({0: 3})
+
+
+def test_a_word_that_came_while_the_broker_may_have_died_is_not_heard() -> None:
+    one = Landed(lambda: {0: Mark(0, 10, "a")}, forgetful=True)
+    assert one.look(0.0, lambda: False) is False and not one.told and not one.has({0: 1})

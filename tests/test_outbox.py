@@ -87,7 +87,7 @@ def test_acknowledged_events_are_kept_for_the_grace_then_dropped(tmp_path: Path)
 
 def test_two_processes_cannot_share_an_outbox(tmp_path: Path) -> None:
     box = outbox(tmp_path, Collector())
-    with pytest.raises(Unavailable, match="another gateway holds it"):
+    with pytest.raises(Unavailable, match="another process holds it"):
         outbox(tmp_path, Collector())
     box.close(timeout_s=0)
 

@@ -23,6 +23,7 @@ from truing.infra.keys import Keyring, following_password, following_public
 from truing.infra.outbox import Outbox
 from truing.infra.sender import Message, Sender
 from truing.infra.settings import Settings
+from truing.infra.watermark import Watermark
 from truing.tasks import seal
 from truing.tasks.errors import TruingError, Unavailable
 from truing.tasks.events.schema import GATEWAY, encode_event, token
@@ -69,10 +70,12 @@ class Service:
             clock=clock,
             log=log,
         )
+        self._watermark = Watermark(connection(settings), settings.kafka.group, settings.kafka.topic)
         self.outbox = Outbox(
             settings.data / "outbox" / "gateway",
             Sender(settings.kafka.topic, connection(settings)),
             keep_s=settings.gateway.keep_s,
+            watermark=self._watermark,
             sync=settings.gateway.sync,
             sentinel=address(settings) if settings.kafka.broker == "embedded" else None,
             log=log,
@@ -87,6 +90,7 @@ class Service:
     def stop(self) -> None:
         self.loader.stop()
         self.outbox.close()
+        self._watermark.close()
 
     def alive(self) -> bool:
         return self.outbox.alive and self.loader.alive
@@ -224,6 +228,7 @@ class Service:
             "errors": {key.partition(".")[2]: n for key, n in sorted(self._counts.items()) if key.startswith("errors.")},
             "outbox": {
                 "waiting": self.outbox.waiting,
+                "kept": self.outbox.kept,
                 "bytes": self.outbox.kept_bytes,
                 "published": self.outbox.published,
                 "last_publish": self.outbox.last_publish,
