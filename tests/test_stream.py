@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import time
@@ -253,3 +254,28 @@ def test_an_external_broker_has_no_command_here(tmp_path: Path, settings_in: Cal
     settings = settings_in(tmp_path, kafka={"broker": "external", "bootstrap": "127.0.0.1:9"})
     with pytest.raises(SettingsError, match="expected embedded"):
         broker.command(settings)
+
+
+def test_a_sender_whose_broker_hangs_goes_whole_with_what_it_could_not_send(
+    tmp_path: Path, settings_in: Callable[..., Settings]
+) -> None:
+    """Else its thread would write on beside that of the next one."""
+    hung = Broker(settings_in(tmp_path), batched=False)
+    hung.start()
+    publisher = Publisher(broker.connection(hung.settings), hung.settings.kafka.topic)
+    try:
+        publisher.publish([(b"k", b"1")])
+        old = publisher._producer
+        assert hung.process is not None
+        hung.process.send_signal(signal.SIGSTOP)
+        try:
+            old.send(hung.settings.kafka.topic, b"2")
+            publisher.close()
+            old._sender.join(20)
+            assert not old._sender.is_alive()
+        finally:
+            hung.process.send_signal(signal.SIGCONT)
+        publisher.publish([(b"k", b"3")])
+    finally:
+        publisher.close()
+        hung.stop()

@@ -82,6 +82,20 @@ def producer(connection: Mapping[str, Any], **more: Any) -> Any:
         raise _unavailable(connection, error) from None
 
 
+def discard(producer: Any) -> None:
+    """Close a producer that may hold what it can't send.
+
+    Closing sends what is left, and when that takes too long it raises and leaves the sending thread on, to write long after
+    its owner gave the messages to another producer.
+    """
+    from kafka.errors import KafkaError
+
+    try:
+        producer.close(timeout=1)
+    except KafkaError:
+        producer._sender.force_close()  # kafka-python 3.0: what close() would have come to
+
+
 class Publisher:
     """Sends and waits for the acknowledgements. A failed producer is thrown away: its sequence numbers are out of step."""
 
@@ -111,7 +125,7 @@ class Publisher:
 
     def close(self) -> None:
         if self._producer is not None:
-            self._producer.close(timeout=1)
+            discard(self._producer)
             self._producer = None
 
 
