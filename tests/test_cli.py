@@ -164,7 +164,10 @@ def test_a_key_that_others_can_read_is_pointed_out(run: Any) -> None:
 
 @pytest.fixture
 def live(stack: Stack, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("TRUING_KAFKA__BOOTSTRAP", stack.settings.kafka.bootstrap)
+    kafka = stack.settings.kafka
+    for name, value in (("BROKER", kafka.broker), ("BOOTSTRAP", kafka.bootstrap), ("CONTROLLER", kafka.controller)):
+        if value is not None:
+            monkeypatch.setenv(f"TRUING_KAFKA__{name}", str(value))
     for part in ("gateway", "registry", "prefect"):
         monkeypatch.setenv(f"TRUING_PORTS__{part.upper()}", str(getattr(stack.settings.ports, part)))
 
