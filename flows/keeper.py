@@ -5,6 +5,7 @@
     control   control topic and counts → runs          (the same)
     errands   trims the topic; checks read again; signs of life
     marks     up to where all has landed, for senders  (`infra/watermark.py`)
+    dead      dead letters → a topic of their own      (`dead_topic.py`: by the chief)
 
 Several keepers share the partitions (`ingest.keepers`); `infra/keepers.py` says what holds them apart. Prefect is not needed
 here: `ingest.py` shows segments of this work as flow runs, `always.py` is the process around both.
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 
 from truing.flows.chief import Chief
+from truing.flows.dead_topic import tell
 from truing.flows.errands import Start
 from truing.flows.landing import Landing
 from truing.infra.broker import connection
@@ -76,7 +78,10 @@ class Keeper:
                 root.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise Unavailable(f"expected a writable folder {root}, got: {error.strerror}; check its permissions") from None
-        self.landing = Landing(settings, share=mine, problems=self.problems, proofs=proofs, stop=self.stop, log=self.log)
+        self.landing = Landing(
+            settings, share=mine, problems=self.problems, proofs=proofs, split_salt=ring.read("split-salt"),
+            stop=self.stop, log=self.log,
+        )  # fmt: skip
         self.changed, self.tally = self.landing.changed, self.landing.tally
         self.chief = Chief(
             settings, problems=self.problems, salt=ring.read("split-salt"), start=start,
@@ -124,6 +129,10 @@ class Keeper:
             announcer.tell(self.landing.marks())
         announcer.close()
 
+    def tell_dead(self) -> None:
+        """Dead letters on a topic of their own, while this keeper is chief."""
+        tell(self.settings, elected=self.chief.elected, stop=self.stop, log=self.log)
+
     # --- running
     def run(self) -> None:
         """All loops until `stop`; raises what any of them died of."""
@@ -133,8 +142,10 @@ class Keeper:
                 "intake": self.landing.run,
                 "joins": self.chief.joins,
                 "control": self.chief.control,
+                "compaction": self.chief.compaction,
                 "errands": self.errands,
                 "marks": self.announce,
+                "dead letters": self.tell_dead,
             }.items()
         ]
         for thread in threads:

@@ -161,10 +161,10 @@ def _range(bounds: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     low, high = -_EXACT, _EXACT
     for one in bounds:
         if one.get("min_value") is not None:
-            least = float(one["min_value"])
+            least = as_float(one["min_value"])
             low = max(low, math.nextafter(least, math.inf) if one.get("strict_min") else least)
         if one.get("max_value") is not None:
-            most = float(one["max_value"])
+            most = as_float(one["max_value"])
             high = min(high, math.nextafter(most, -math.inf) if one.get("strict_max") else most)
     return low, high
 
@@ -206,8 +206,8 @@ def _between(kwargs: Mapping[str, Any], number: bool) -> Test:
     """A number, or the length of a text, between bounds."""
     low, high = kwargs.get("min_value"), kwargs.get("max_value")
     above, below = bool(kwargs.get("strict_min") and low is not None), bool(kwargs.get("strict_max") and high is not None)
-    low = float("-inf") if low is None else low
-    high = float("inf") if high is None else high
+    low = float("-inf") if low is None else as_float(low)
+    high = float("inf") if high is None else as_float(high)
     measure: Callable[[Any], float] = as_float if number else len
     word = f"{'above' if above else 'at least'} {low:g} and {'below' if below else 'at most'} {high:g}, got "
 

@@ -23,6 +23,7 @@ _COUNTS = {
     "expect_table_row_count_to_be_between": "rows",
     "expect_column_unique_value_count_to_be_between": "different values",
 }
+_TYPES = {"int": "a whole number", "float": "a number", "str": "a text"}
 QUANTILES = "expect_column_quantile_values_to_be_between"
 DIVERGENCE = "expect_column_kl_divergence_to_be_less_than"
 
@@ -31,7 +32,7 @@ def wanted(kind: str, kwargs: Mapping[str, Any]) -> str:
     """What comes after "expected"."""
     mostly = float(kwargs.get("mostly", 1))
     text = _wanted(kind, kwargs)
-    return text if mostly >= 1 else f"{text} in at least {mostly:.3g} of the rows"
+    return text if mostly >= 1 else f"{text} in at least {mostly:.4g} of the rows"
 
 
 def _wanted(kind: str, kwargs: Mapping[str, Any]) -> str:
@@ -56,7 +57,7 @@ def _wanted(kind: str, kwargs: Mapping[str, Any]) -> str:
     if kind == DIVERGENCE:
         return f"the profiled mix of values (divergence at most {kwargs.get('threshold', 0):g})"
     if kind in TYPES:
-        return " or ".join(kwargs.get("type_list") or [str(kwargs.get("type_"))])
+        return " or ".join(_TYPES.get(name, name) for name in kwargs.get("type_list") or [str(kwargs.get("type_"))])
     plain = {
         NOT_NULL: "a value", NULL: "no value", IN_SET: "one of its listed values", NOT_IN_SET: "none of the excluded values",
         REGEX: f"a match of {kwargs.get('regex')}", NOT_REGEX: f"no match of {kwargs.get('regex')}",
@@ -92,10 +93,10 @@ def _range(kwargs: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    """A number with at most six digits, anything else cut to one short line."""
+    """A number with four digits that count, anything else cut to one short line."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         text = " ".join(str(value).split())
         return text if len(text) <= 80 else text[:79] + "…"
     if abs(value) < 1e7 and float(value).is_integer():
         return f"{int(value):,}" if abs(value) >= 10_000 else str(int(value))
-    return f"{value:.6g}"
+    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}" if abs(value) < 1e12 else f"{value:.4g}"
