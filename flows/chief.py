@@ -1,7 +1,8 @@
 """The chief: what one keeper does for all of them. Whoever holds the chief's lock; another takes over when its process ends.
 
-    joins     landed events, whoever landed them → rows and holdout; counts labels; compacts
-    control   control topic and counts → runs of deployments
+    joins        landed events, whoever landed them → rows and holdout; counts labels
+    compaction   small files → larger ones
+    control      control topic and counts → runs of deployments
 
 Joins come at most every `ingest.join_every_s`, and once more after the last event. Two chiefs at once (on hosts that share no
 lock) do no harm: what a join writes carries the landing version that it was derived from, which Delta takes once.
@@ -30,13 +31,14 @@ from truing.tasks.events.stream import Reader
 from truing.tasks.problem import Problem
 
 COMPACT_S = 10.0
+VACUUM_S = 3600.0  # between two looks for files that nothing needs: they take as long as there are files
 ELECT_S = 0.5  # between two tries for the lock
 TEND_S = 10.0  # between looks whether something of a forgotten person, or of old dead letters, is due
 FILES = 32  # small files of a table before they are merged: each costs every join 0.3 ms
 
 
 class Chief:
-    """One keeper's claim to be chief. Both loops wait until it is, and end with `stop`."""
+    """One keeper's claim to be chief. Its loops wait until it is, and end with `stop`."""
 
     def __init__(
         self,
@@ -94,7 +96,7 @@ class Chief:
         return self.elected.is_set()
 
     def close(self) -> None:
-        """Let another one be chief. Only after both loops have ended."""
+        """Let another one be chief. Only after the loops have ended."""
         self.elected.clear()
         release(self._locks)
 
@@ -105,7 +107,6 @@ class Chief:
             return
         vault, lake = Vault(self.settings.vault), Lake(self.settings.lake)
         tended = 0.0
-        compacted = 0.0  # a chief that does not live long compacts too
         self.changed.set()  # what was landed before and not joined
         # What others land is seen by looking; what this one lands is told.
         patience = 1.0 if self.settings.ingest.keepers == 1 else self.settings.ingest.join_every_s
@@ -115,10 +116,6 @@ class Chief:
                 if told or self.settings.ingest.keepers > 1:
                     self.changed.clear()
                     self.derive(vault, lake)
-                if begun - compacted > COMPACT_S:
-                    compacted = begun
-                    vault.compact(above=FILES)
-                    lake.compact(above=FILES)
                 if begun - tended > TEND_S:
                     tended = begun
                     erase.tend(self.settings, self.problems, split_salt=self._salt, now=time.time(), log=self.log)
@@ -128,6 +125,23 @@ class Chief:
                 self.stop.wait(RETRY_S)
             took = time.monotonic() - begun
             self.stop.wait(max(took, self.settings.ingest.join_every_s - took))  # never more than half of the time
+
+    def compaction(self) -> None:
+        """Small files are merged beside the joins, which never wait for it."""
+        while not self.elected.wait(ELECT_S):
+            if self.stop.is_set():
+                return
+        vault, lake = Vault(self.settings.vault), Lake(self.settings.lake)
+        vacuumed = -VACUUM_S
+        while not self.stop.is_set():
+            due = time.monotonic() - vacuumed > VACUUM_S
+            try:
+                for store in (vault, lake):
+                    if store.compact(above=FILES, vacuum=due) and due:
+                        vacuumed = time.monotonic()
+            except TruingError as error:
+                self.log(f"compaction: {error}")
+            self.stop.wait(COMPACT_S)
 
     def derive(self, vault: Vault, lake: Lake) -> None:
         """Join once, and count what improve waits for."""

@@ -101,7 +101,7 @@ KEEPER = (
     Point("read, not landed", "ingest", "truing.flows.landing:Landing.commit", "before"),
     Point("landed, not joined", "ingest", "truing.tasks.events.lake:Store.append", "after", "'landing'"),
     Point("joined into rows, not into the holdout", "ingest", "truing.tasks.events.join:write", "after", "'rows'"),
-    Point("merged small files, old ones still there", "ingest", "deltalake.table:DeltaTable.vacuum", "before"),
+    Point("merged small files, old ones still there", "ingest", "deltalake.table:TableOptimizer.compact", "after"),
 )
 REGISTERED = Point("version written, not in the audit", "registry", MLFLOW + "create_model_version", "after")
 CONTROL = Point("read a request, not remembered", "ingest", "truing.flows.errands:remember", "before")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 import time
@@ -24,8 +26,11 @@ from truing.infra.accounts import office
 from truing.infra.broker import connection
 from truing.infra.heartbeat import last_beat
 from truing.infra.keys import keyring
+from truing.infra.processes import living
 from truing.infra.programs import programs
 from truing.infra.settings import Settings
+from truing.infra.stack import Stack
+from truing.infra.status import status
 from truing.tasks.errors import SettingsError
 from truing.tasks.events import join
 from truing.tasks.events.intake import places
@@ -174,10 +179,9 @@ def test_a_commit_of_another_owner_before_the_first_one_of_ours_refuses_ours(sit
     ours, theirs = keeper.landing, _another(keeper)
     try:
         site.send(0, 50)
-        early = _all(theirs)
-        theirs.commit(early)
+        theirs.commit(theirs.judge(_all(theirs)))
         site.send(50, 50)
-        late = _all(ours, 100)
+        late = ours.judge(_all(ours, 100))
         with pytest.raises(Stale, match="read the positions again"):
             ours.commit(late)
         assert site.landed().height == 50
@@ -265,6 +269,23 @@ def test_each_keeper_is_a_part_with_the_office_and_the_keys_of_ingest(tmp_path: 
     assert names == ["ingest", "ingest-1", "ingest-2"]
     assert {office(name) for name in names} == {"ingest"}
     assert not any(keepers.is_keeper(name) for name in ("ingest-", "ingest-x", "ingestion", "gateway"))
+
+
+@pytest.mark.services
+def test_the_supervisor_keeps_each_of_them_and_status_shows_them(tmp_path: Path, settings_in: In) -> None:
+    settings = settings_in(tmp_path, problems=write_problem(tmp_path / "problems"), ingest={"keepers": 2})
+    stack = Stack(settings, parts=("broker", "ingest", "ingest-1"))
+    stack.up()
+    try:
+        pid = stack.states()["ingest-1"]["pid"]
+        os.kill(pid, signal.SIGKILL)
+        until("it to be back", lambda: stack.states()["ingest-1"]["pid"] not in (0, pid))
+        until("both to be healthy", lambda: all(stack.healthy(part, stack.states()[part.name]) for part in stack.parts))
+        shown = {part["part"]: part["healthy"] for part in status(settings, light=True)["parts"]}
+        assert shown["ingest"] and shown["ingest-1"]
+    finally:
+        stack.down()
+    assert not living(settings.data) and list((settings.data / "run").iterdir()) == []
 
 
 def test_a_number_is_held_once_and_must_be_one_of_the_settings(tmp_path: Path, settings_in: In) -> None:

@@ -259,11 +259,12 @@ class Store:
             raise Unavailable(f"{self.root}/{table}: expected the table just created, found none; is the folder being deleted?")
         return handle
 
-    def compact(self, *, above: int = 100, target_bytes: int = 16 << 20) -> dict[str, int]:
+    def compact(self, *, above: int = 100, target_bytes: int = 16 << 20, vacuum: bool = True) -> dict[str, int]:
         """Merge the small files of every known table that has more than `above`; {table: files removed}.
 
         Files of `target_bytes` are left alone, so what one compaction rewrites does not grow with the table.
-        Old files stay for Delta's retention (7 days), so a reader in mid-scan is never cut off.
+        Old files stay for Delta's retention (7 days), so a reader in mid-scan is never cut off. Without `vacuum` they stay for
+        good: to look for them takes longer than to compact where there are many.
         """
         done: dict[str, int] = {}
         for table in (*self.tables, *_RECORD_TABLES):
@@ -273,7 +274,8 @@ class Store:
                     continue
                 try:
                     done[table] = int(handle.optimize.compact(target_size=target_bytes)["numFilesRemoved"])
-                    handle.vacuum(dry_run=False)
+                    if vacuum:
+                        handle.vacuum(dry_run=False)
                 except CommitFailedError:
                     self._open.pop(table, None)  # somebody else compacts
                 except (DeltaError, OSError) as error:
