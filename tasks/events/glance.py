@@ -31,7 +31,6 @@ from truing.tasks.events.schema import (
     fits,
     identity_text,
     judge,
-    pseudonym,
 )
 from truing.tasks.events.sealing import family_of
 from truing.tasks.events.tight import tight
@@ -175,13 +174,22 @@ class Names(dict[str, tuple[str, str]]):
 
     def __init__(self, problem: Problem, salt: bytes, split_salt: bytes) -> None:
         super().__init__()
-        self.problem, self.salt, self.split_salt = problem, salt, split_salt
+        self.split_salt = split_salt
+        self._holdout = problem.splits.holdout
+        # as `pseudonym` and `split_of`, from states that have key and problem in them already
+        self._hash = hashlib.blake2b(f"{len(problem.name)}:{problem.name}".encode(), key=salt[:64], digest_size=16)
+        self._point = hashlib.blake2b(key=split_salt[:64], digest_size=8)
 
     def __missing__(self, name: str) -> tuple[str, str]:
         if len(self) >= NAMES:
             self.clear()
-        hashed = pseudonym(self.salt, self.problem.name, name)
-        self[name] = found = hashed, family_of(hashed, self.problem, self.split_salt)
+        state = self._hash.copy()
+        state.update(name.encode())
+        hashed = state.hexdigest()
+        state = self._point.copy()
+        state.update(hashed.encode())
+        held = int.from_bytes(state.digest(), "big") / 2**64 < self._holdout
+        self[name] = found = hashed, "holdout" if held else "trainable"
         return found
 
 
@@ -294,6 +302,7 @@ class Glance:
                     until, _, code = proof.partition(".")
                     if not lane.token or one.actorkind != "person" or int(until) <= now or not until.isdigit():
                         continue
+                    lengths[max(len(name), len(actor or ""), len(subject or ""), len(one.source))]  # unsigned: or IndexError
                     state = wire_inner.copy()
                     state.update(
                         f"\0\0\0\0\0\0\0\5token{lane.problem_part}{lengths[len(asked)]}{asked}"
