@@ -20,6 +20,7 @@ from truing.infra.pending import expiring, pending
 from truing.infra.preflight import reachable
 from truing.infra.processes import living, memory
 from truing.infra.programs import Program, socket_path
+from truing.infra.refused import refused
 from truing.infra.settings import Settings
 from truing.infra.stack import Stack
 from truing.tasks.errors import DataError, Refused, TruingError, Unavailable
@@ -37,7 +38,7 @@ def locks(settings: Settings) -> str:
 def status(settings: Settings, *, light: bool = False) -> dict[str, Any]:
     """Everything as plain data. A part that does not answer leaves its place None with the reason in `notes`.
 
-    `light` leaves out what needs the lake (ingest's lag), which costs half a second of imports. What can be asked at once is.
+    `light` leaves out what needs the lake (lag, what was refused): half a second of imports. What can be asked at once is.
     """
     stack = Stack(settings)
     states = stack.states()
@@ -51,6 +52,7 @@ def status(settings: Settings, *, light: bool = False) -> dict[str, Any]:
         parts = at_once.submit(_parts, settings, stack, states, closed)
         problems = at_once.submit(_problems, settings, {name: policy for name, (_, policy) in names.items()}, notes, up)
         lag = None if light or not up else at_once.submit(_guarded, notes, "lag", lambda: _lag(settings))
+        out = None if light else at_once.submit(_guarded, notes, "refused", lambda: refused(settings, names, now=time.time()))
         runs = at_once.submit(_guarded, notes, "runs", lambda: _runs(settings)) if up else None
         findings = at_once.submit(_guarded, notes, "findings", lambda: _findings(settings))
         disk = at_once.submit(_disk, settings)
@@ -64,6 +66,7 @@ def status(settings: Settings, *, light: bool = False) -> dict[str, Any]:
         "problems": problems.result(),
         "findings": findings.result(),
         "lag": lag.result() if lag else None,
+        "refused": out.result() if out else None,
         "runs": runs.result() if runs else None,
         "disk": disk.result(),
         "orphans": 0 if up else len(living(settings.data)),

@@ -19,6 +19,7 @@ from truing.flows.cli.main import main
 from truing.flows.dead_topic import DeadTopic
 from truing.flows.keeper import drain
 from truing.infra.broker import connection
+from truing.infra.refused import refused
 from truing.infra.settings import Settings
 from truing.tasks.errors import Unavailable
 from truing.tasks.events.checks import BETWEEN, expectation
@@ -262,6 +263,15 @@ def acts_by() -> str:
     import getpass
 
     return getpass.getuser()
+
+
+def test_status_counts_the_open_letters_of_the_last_day(site: Site, dlq: Run) -> None:
+    site.send((b"k", b"one"), (b"k", b"two"), site.prediction(1, source_key=b"x" * 32))
+    site.drained()
+    dlq("drop", "--because", "proof.forged", "--reason", "a test of theirs")
+    found = refused(site.settings, ["adult"], now=time.time())
+    assert found == {"dead": {"json": 2}, "windows": {"adult": {"judged": 0, "rejected": 0, "rows": 0}}}
+    assert refused(site.settings, [], now=time.time() + 2 * 86_400) == {"dead": {}, "windows": {}}
 
 
 # --- the topic of dead letters ------------------------------------------------------------------------------------------------

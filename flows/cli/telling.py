@@ -36,6 +36,7 @@ def told(found: dict[str, Any]) -> str:
     if found["lag"]:
         lag = found["lag"]
         lines.append(f"{lag['topic']}: {lag['landed']:,} landed, {lag['behind']:,} behind")
+    lines += _refused(found.get("refused") or {})
     if found["runs"]:
         shown = [(one["run"], one["last"], ago(one["at"], now), ahead(one["next"], now)) for one in found["runs"]]
         lines += ["", table(("run", "last", "", "next"), shown)]
@@ -97,4 +98,19 @@ def _loud(one: dict[str, Any], served: dict[str, Any], now: float) -> list[str]:
     if one.get("head") and one["head"]["expires"] < now:
         since = ago(one["head"]["at"], now)
         lines.append(f"! the steward signed its last head {since}: a gateway that starts anew serves nothing; see its log")
+    return lines
+
+
+def _refused(found: dict[str, Any]) -> list[str]:
+    """What somebody should look at, and where; nothing while there is nothing."""
+    lines = []
+    if dead := found.get("dead"):
+        said = ", ".join(f"{count:,} {reason}" for reason, count in dead.items())
+        lines.append(f"dead letters of the last day: {said}; `truing dlq list`")
+    for name, one in found.get("windows", {}).items():
+        if one["rejected"] or one["rows"]:
+            lines.append(
+                f"{name}: {one['rejected']:,} of {one['judged']:,} windows rejected, {one['rows']:,} rows alone; "
+                "`truing windows list --rejected`"
+            )
     return lines
