@@ -3,6 +3,7 @@
     prepare   what is found is written down, beside the vault       ingest     nothing is changed yet
     erase     keys destroyed, tables rewritten, others rejoined     ingest     between two commits of the keepers
     outbox    events not yet trimmed at the gateway                 gateway
+    topics    what landed is trimmed, where that is our way         ingest
     desk      predictions, evidence, plans; versions named; signed  steward
     tend      data files deleted once no reader is in mid-scan      ingest     by the chief, or by the next `truing forget`
 
@@ -222,9 +223,12 @@ class Erasure(Record, frozen=True):
 ERASURE_TYPE = "application/vnd.truing.erasure.v1+json"
 
 
-def desk(settings: Settings, problems: Mapping[str, Problem], act: Act, *, outbox_gone_by: float, now: float) -> Erasure:
+def desk(
+    settings: Settings, problems: Mapping[str, Problem], act: Act, *, outbox_gone_by: float,
+    topics: dict[str, float | None], notes: list[str],
+) -> Erasure:  # fmt: skip
     """Erase at the steward's desk, name the versions, sign. Repeated, it returns what was signed."""
-    from truing.flows.erase_desk import scrub, topics, versions
+    from truing.flows.erase_desk import scrub, versions
     from truing.infra.keys import keyring
     from truing.tasks.seal import sign
 
@@ -232,7 +236,7 @@ def desk(settings: Settings, problems: Mapping[str, Problem], act: Act, *, outbo
     path = place / f"{act.id}.json"
     if path.exists():
         return opened(settings, path)
-    counts, notes = dict(act.counts), list[str]()
+    counts = dict(act.counts)
     gate = keyring(settings).read("gate")
     for one in act.traces:
         for name, count in scrub(settings, one, gate=gate).items():
@@ -246,7 +250,7 @@ def desk(settings: Settings, problems: Mapping[str, Problem], act: Act, *, outbo
         people={one.problem: one.person for one in act.traces if not one.empty},
         counts=counts, datasets={one.problem: one.datasets for one in act.traces if one.datasets},
         versions=tuple(held), files_gone_by=act.due, outbox_gone_by=outbox_gone_by,
-        topics=topics(settings, act.ends, notes=notes, now=now), notes=tuple(notes),
+        topics=topics, notes=tuple(notes),
     )  # fmt: skip
     place.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".new")
@@ -309,8 +313,14 @@ def do(settings: Settings, name: str, given: Mapping[str, Any]) -> bytes:
         return canonical(erase(settings, problems, act, split_salt=ring.read("split-salt"), now=now))
     if name == "outbox":
         return canonical(outbox(settings, now=now))
+    if name == "topics":
+        from truing.flows.erase_desk import topics
+
+        notes: list[str] = []
+        return canonical({"topics": topics(settings, act.ends, notes=notes, now=now), "notes": notes})
     if name == "desk":
-        return canonical(desk(settings, problems, act, outbox_gone_by=float(given["outbox_gone_by"]), now=now))
+        known = {key: given[key] for key in ("outbox_gone_by", "topics", "notes")}
+        return canonical(desk(settings, problems, act, **known))
     if name == "told":
         return canonical(told(settings, act))
     if name == "swept":
@@ -325,7 +335,8 @@ def finish(settings: Settings, act: Act, *, now: float) -> Erasure:
         return msgspec.to_builtins(one)
 
     act = msgspec.json.decode(step(settings, "erase", {"act": plain(act), "now": now}), type=Act)
-    gone = msgspec.json.decode(step(settings, "outbox", {"act": plain(act), "now": now}), type=dict[str, float])
+    gone = msgspec.json.decode(step(settings, "outbox", {"act": plain(act), "now": now}), type=dict[str, Any])
+    gone |= msgspec.json.decode(step(settings, "topics", {"act": plain(act), "now": now}))
     said = msgspec.json.decode(step(settings, "desk", {"act": plain(act), "now": now} | gone), type=Erasure)
     step(settings, "told", {"act": plain(act), "now": now})
     return said

@@ -135,7 +135,7 @@ def versions(settings: Settings, traces: Traces, *, retrain_by: float, notes: li
     from truing.tasks.errors import DataError
 
     unread: dict[str, str] = {}
-    place = shelf(settings, None, unread)
+    place = shelf(settings, "steward", unread)
     try:
         known = [] if place is None else place.versions(traces.problem)
     except DataError:  # no such model
@@ -181,17 +181,18 @@ def topics(settings: Settings, ends: Mapping[str, int], *, notes: list[str], now
     names = sorted({key.rpartition(":")[0] for key in ends})
     if not names:
         return {}
-    from truing.infra.broker import administrator
-
-    try:
-        admin = administrator(settings, 1.0)
-    except TruingError as error:
-        notes.append(f"the broker does not answer, so its topics still hold what they held: {error}")
-        return dict.fromkeys(names)
-    from kafka import TopicPartition
+    from kafka import KafkaAdminClient, TopicPartition
     from kafka.errors import KafkaError
 
+    from truing.infra.broker import connection, quiet_client
+
+    quiet_client()
     found: dict[str, float | None] = {}
+    try:
+        admin = KafkaAdminClient(**connection(settings), bootstrap_timeout_ms=3000, request_timeout_ms=5000)
+    except (KafkaError, OSError) as error:
+        notes.append(f"the broker does not answer, so its topics still hold what they held: {error}")
+        return dict.fromkeys(names)
     try:
         for name in names:
             if settings.kafka.trims:
@@ -216,30 +217,10 @@ def _retained(admin: object, name: str, now: float) -> float | None:
     """Retention, and the time that a segment stays open: Kafka deletes whole segments."""
     from kafka.admin import ConfigResource, ConfigResourceType
 
-    told = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])  # type: ignore[attr-defined]
-    values = dict(_configs(told))
+    told = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)], config_filter="all")  # type: ignore[attr-defined]
     try:
-        kept, open_for = int(values["retention.ms"]), int(values["segment.ms"])
-    except (KeyError, ValueError):
+        values = told["topic"][name]
+        kept, open_for = (int(values[key]["value"]) for key in ("retention.ms", "segment.ms"))
+    except (KeyError, TypeError, ValueError):
         return None
     return None if kept < 0 else now + (kept + open_for) / 1000
-
-
-def _configs(told: object) -> Iterable[tuple[str, str]]:
-    """Names and values, however deep the client library hands them out."""
-    if isinstance(told, Mapping):
-        for key, value in told.items():
-            if isinstance(value, Mapping) and "value" in value:
-                yield str(key), str(value["value"])
-            elif isinstance(value, (str, int)) and "." in str(key):
-                yield str(key), str(value)
-            else:
-                yield from _configs(value)
-    elif isinstance(told, (list, tuple)):
-        if len(told) > 1 and isinstance(told[0], str) and isinstance(told[1], str):
-            yield told[0], told[1]
-        else:
-            for one in told:
-                yield from _configs(one)
-    elif hasattr(told, "resources"):
-        yield from _configs(told.resources)

@@ -209,7 +209,7 @@ def test_after_forgetting_no_byte_of_the_person_is_left(house: House) -> None:
 def test_the_dataset_built_after_is_that_of_a_house_which_never_knew_the_person(quick: House, tmp_path: Path) -> None:
     """Also where the person only rated others: their rows are as if nobody had said it."""
     house = quick
-    others, person = house.names(lambda split: split is not Split.HOLDOUT, 20), "Vera"
+    others, person = house.names(lambda split: split is Split.TRAIN, 20), "Vera"
     base = [house.prediction(n, subject=name, id=f"q{n}", time=NOW - 60) for n, name in enumerate(others)]
     said = [house.rating(n, actor="ada", id=f"r{n}", time=NOW - 50) for n in range(10)]
     theirs = [house.rating(n, actor=person, id=f"v{n}", time=NOW - 40) for n in range(5, 15)]
