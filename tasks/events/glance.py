@@ -126,14 +126,19 @@ class Rules:
 
     def refresh(self, suite: Suite | None, check: Check) -> None:
         self.check, self.redactor = check, Redactor.of(self.problem)
-        self.tight = tight(self.problem, suite, redacts="prediction" in self.redactor.reads)
+        self.tight = tight(self.problem, suite)
 
     def reading(self, kind: str) -> tuple[Callable[[bytes], Any], Callable[[str, bytes, Any], bytes] | None]:
         """How a body is decoded, and what is done about it then: the bytes that land; raises ValueError if it does not hold."""
         decoder = self.tight.get(kind)
         if decoder is None:
             return DECODERS[f"truing.{kind}.v1"][1].decode, self._loosely
-        return decoder.decode, _sums if kind == "prediction" else None
+        if kind != "prediction":
+            return decoder.decode, None
+        read = self.redactor.inputs if kind in self.redactor.reads else ()
+        inputs = next(one.type for one in msgspec.structs.fields(decoder.type) if one.encode_name == "inputs")
+        names = {one.encode_name: one.name for one in msgspec.structs.fields(inputs)}
+        return decoder.decode, _beyond(self.redactor.text, [names[one] for one in read if one in names])
 
     def _loosely(self, kind: str, raw: bytes, body: Any) -> bytes:
         if not fits(body, self.known):
@@ -149,12 +154,20 @@ class Rules:
         return (raw, body) if clean is raw else (clean, DECODERS[f"truing.{kind}.v1"][1].decode(clean))
 
 
-def _sums(kind: str, raw: bytes, body: Any) -> bytes:
-    """Probabilities sum to 1: the one thing about a prediction that its tight type can't say."""
-    answer = body.answer
-    if answer is not None and answer.probabilities and abs(sum(answer.probabilities.values()) - 1) > 0.01:
-        raise ValueError(kind)
-    return raw
+def _beyond(clean: Callable[[str], str], read: Sequence[str]) -> Callable[[str, bytes, Any], bytes]:
+    """What a prediction's tight type can't say: probabilities sum to 1, and nothing in the columns `read` is to be redacted."""
+
+    def beyond(kind: str, raw: bytes, body: Any) -> bytes:
+        answer = body.answer
+        if answer is not None and answer.probabilities and abs(sum(answer.probabilities.values()) - 1) > 0.01:
+            raise ValueError(kind)
+        for name in read:
+            text = getattr(body.inputs, name)
+            if type(text) is str and clean(text) is not text:
+                raise ValueError(kind)
+        return raw
+
+    return beyond
 
 
 def _framed(text: str) -> str:

@@ -20,7 +20,7 @@ from truing.tasks.problem import Problem
 _EXACT: Final = 2**53  # beyond, a JSON integer has no float of its own
 
 
-def tight(problem: Problem, suite: Suite | None, *, redacts: bool) -> dict[str, msgspec.json.Decoder[Any]]:
+def tight(problem: Problem, suite: Suite | None) -> dict[str, msgspec.json.Decoder[Any]]:
     """Decoders by kind that read a body only if it holds for certain. A kind that can't be told so is left out.
 
     `suite` are the problem's row checks; what msgspec can't check while reading (regular expressions, plug-ins) leaves
@@ -29,7 +29,7 @@ def tight(problem: Problem, suite: Suite | None, *, redacts: bool) -> dict[str, 
     label = Literal[tuple(problem.labels)]  # type: ignore[valid-type]
     said = msgspec.defstruct("Said", [("label", label)], frozen=True, gc=False, forbid_unknown_fields=True)
     types: dict[str, Any] = {"outcome": said, "correction": said, "review": said, "rating": KINDS["rating"]}
-    inputs = None if redacts else _inputs(problem, suite)
+    inputs = _inputs(problem, suite)
     if inputs is not None:
         share = Annotated[float, msgspec.Meta(ge=0, le=1)]
         scalar = str | Annotated[int, msgspec.Meta(ge=-_EXACT, le=_EXACT)] | float | bool | None
