@@ -14,6 +14,7 @@ from pathlib import Path
 
 from truing.flows.cli import (
     acts,
+    contract,
     dlq,
     events,
     forget,
@@ -49,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--data", type=Path, metavar="FOLDER", help="data folder (default: .truing, or TRUING_DATA)")
     common.add_argument("--problems", type=Path, metavar="FOLDER", help="folder of problems (default: problems)")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", title="verbs")
-    for group in (starting, running, events, dlq, windows, runs, acts, forget, gate, review, lineage, repair, proofs, keys):
+    data = (events, contract, dlq, windows, forget)
+    for group in (starting, running, *data, runs, acts, gate, review, lineage, repair, proofs, keys):
         group.add(verbs, common)
     return top
 
