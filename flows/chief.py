@@ -28,6 +28,7 @@ from truing.tasks.events import join
 from truing.tasks.events.intake import app_of
 from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.stream import Reader
+from truing.tasks.events.subjects import commits
 from truing.tasks.problem import Problem
 
 COMPACT_S = 10.0
@@ -137,7 +138,9 @@ class Chief:
             due = time.monotonic() - vacuumed > VACUUM_S
             try:
                 for store in (vault, lake):
-                    if store.compact(above=FILES, vacuum=due) and due:
+                    with commits(self.settings.vault):  # what is erased meanwhile must not come back in a merged file
+                        done = store.compact(above=FILES, vacuum=due)
+                    if done and due:
                         vacuumed = time.monotonic()
             except TruingError as error:
                 self.log(f"compaction: {error}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from truing.tasks.errors import DataError, TruingError, Unavailable
 from truing.tasks.events import erasure
 from truing.tasks.events.erasure import Traces
 from truing.tasks.events.lake import OWNER, Lake, Vault
+from truing.tasks.events.schema import pseudonym
 from truing.tasks.events.subjects import day, no_commits
 from truing.tasks.problem import Problem, seconds
 from truing.tasks.records import Record
@@ -86,16 +87,13 @@ def prepare(
 ) -> Act:  # fmt: skip
     """What there is of the person called `name`. With `keep` it is written down, and will be erased, whatever happens."""
     vault, lake = Vault(settings.vault), Lake(settings.lake)
-    found = tuple(
-        erasure.find(vault, lake, problem, name, salt=salt, words_only=kind == "actor") for problem in problems.values()
-    )
-    ends: dict[str, int] = {}
-    for one in found:
-        for topic, partition, _, offset in (*one.events, *one.dead):
-            ends[f"{topic}:{partition}"] = max(offset + 1, ends.get(f"{topic}:{partition}", 0))
+    found = []
+    for problem in problems:
+        one = erasure.find(vault, lake, problem, pseudonym(salt, problem, name), words_only=kind == "actor")
+        found.append(msgspec.structs.replace(one, dead=tuple(sorted(erasure.dead(vault, problem, name, one.rows)))))
     people = sorted((one.problem, one.person) for one in found)
     act = Act(
-        id=digest([kind, people, now])[:24], kind=kind, by=by, reason=reason, at=now, traces=found, ends=ends,
+        id=digest([kind, people, now])[:24], kind=kind, by=by, reason=reason, at=now, traces=tuple(found),
     )  # fmt: skip
     return _keep(settings, act) if keep else act
 
@@ -107,6 +105,9 @@ def erase(settings: Settings, problems: Mapping[str, Problem], act: Act, *, spli
     vault, lake = Vault(settings.vault), Lake(settings.lake)
     counts = dict(act.counts)
     with no_commits(settings.vault):
+        again = [erasure.find(vault, lake, one.problem, one.person, words_only=one.words_only) for one in act.traces]
+        found = tuple(erasure.both(one, other) for one, other in zip(act.traces, again, strict=True))
+        act = _keep(settings, msgspec.structs.replace(act, traces=found, ends=act.ends | _ends(found)))
         counts["keys"] = counts.get("keys", 0) + erasure.destroy(vault, lake, act.traces)
         for one in act.traces:
             if one.problem in problems:
@@ -118,6 +119,15 @@ def erase(settings: Settings, problems: Mapping[str, Problem], act: Act, *, spli
     named = {name: tuple(some) for name, some in files.items()}
     due = now + settings.ingest.forget_after_s
     return _keep(settings, msgspec.structs.replace(act, stage="erased", counts=counts, files=named, due=due))
+
+
+def _ends(traces: Iterable[Traces]) -> dict[str, int]:
+    """topic:partition → offset up to which it held the person."""
+    ends: dict[str, int] = {}
+    for one in traces:
+        for topic, partition, _, offset in (*one.events, *one.dead):
+            ends[f"{topic}:{partition}"] = max(offset + 1, ends.get(f"{topic}:{partition}", 0))
+    return ends
 
 
 def tend(

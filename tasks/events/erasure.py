@@ -1,11 +1,11 @@
 """What a person left behind in lake and vault: found by pseudonym, made unreadable, deleted; and what stays of others rejoined.
 
-    find      one problem's traces of one person          (reads only)
+    find      one problem's traces of one person          (reads only, and again within the lock)
     destroy   the person's keys, in both files            → unreadable from here on, in every copy
     erase     the traces from landing, rows, holdout, samples, dataset records
     purge     the data files that held them, once no reader can be in mid-scan
 
-All but `find` run within `subjects.no_commits`, each can be repeated, and `Traces` is written down before the first of them: a
+All that write run within `subjects.no_commits`, each can be repeated, and `Traces` is written down before the first of them: a
 process killed at any point goes on from there and ends the same.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import msgspec
@@ -21,7 +21,6 @@ import polars as pl
 
 from truing.tasks.events.join import join, sealed_states
 from truing.tasks.events.lake import OWNER, ROWS, Lake, Store, Vault
-from truing.tasks.events.schema import pseudonym
 from truing.tasks.problem import Problem
 from truing.tasks.records import DatasetVersion, Record, Split
 
@@ -46,9 +45,9 @@ class Traces(Record, frozen=True):
         return not (self.events or self.dead or self.rows or self.touched or self.datasets)
 
 
-def find(vault: Vault, lake: Lake, problem: Problem, name: str, *, salt: bytes, words_only: bool) -> Traces:
-    """Everything by `name` (plain; `salt` makes its pseudonym) in one problem; dead letters also by the name in their bytes."""
-    person, of = pseudonym(salt, problem.name, name), pl.col("problem") == problem.name
+def find(vault: Vault, lake: Lake, problem: str, person: str, *, words_only: bool) -> Traces:
+    """Everything by pseudonym in one problem; dead letters have none (`dead`)."""
+    of = pl.col("problem") == problem
     where = ["topic", "partition", "epoch", "offset"]
     columns = [*where, "prediction_id", "subject", "actor", "disposition"]
     landing = vault.read("landing", columns, of & pl.col("disposition").is_in(["landed", "duplicate"]))
@@ -57,21 +56,32 @@ def find(vault: Vault, lake: Lake, problem: Problem, name: str, *, salt: bytes, 
     if not words_only:
         for store, table in ((lake, "rows"), (vault, "holdout")):
             rows |= set(store.read(table, ["id"], of & (pl.col("subject") == person))["id"])
-        asked = landing.filter(about)["prediction_id"].drop_nulls()
-        rows |= set(asked)
+        rows |= set(landing.filter(about)["prediction_id"].drop_nulls())
     theirs = landing.filter(said if words_only else said | about | pl.col("prediction_id").is_in(sorted(rows)).fill_null(False))
     touched = set(theirs.filter(said)["prediction_id"].drop_nulls()) - rows
     samples = lake.read("samples", ["dataset", "row", "actor"], of)
     gone = samples.filter((pl.col("actor") == person).fill_null(False) | pl.col("row").is_in(sorted(rows)))
     return Traces(
-        problem=problem.name,
+        problem=problem,
         person=person,
         words_only=words_only,
         events=tuple(sorted(theirs.select(where).iter_rows())),
-        dead=tuple(sorted(_dead(vault, problem.name, name, rows))),
         rows=tuple(sorted(rows)),
         touched=tuple(sorted(touched)),
         datasets=dict(sorted(gone.group_by("dataset").len().iter_rows())),
+    )
+
+
+def both(one: Traces, other: Traces) -> Traces:
+    """Two finds of the same person: nothing that was found once is let go."""
+    rows = {*one.rows, *other.rows}
+    return msgspec.structs.replace(
+        one,
+        events=tuple(sorted({*one.events, *other.events})),
+        dead=tuple(sorted({*one.dead, *other.dead})),
+        rows=tuple(sorted(rows)),
+        touched=tuple(sorted({*one.touched, *other.touched} - rows)),
+        datasets={name: max(one.datasets.get(name, 0), n) for name, n in (one.datasets | other.datasets).items()},
     )
 
 
@@ -82,9 +92,10 @@ class _Claims(msgspec.Struct):
     predictionid: object = None
 
 
-def _dead(vault: Vault, problem: str, name: str, rows: set[str]) -> Iterator[Place]:
-    """Dead letters that claim to be by or about the person, or hold the name as a word."""
+def dead(vault: Vault, problem: str, name: str, rows: Collection[str]) -> Iterator[Place]:
+    """Dead letters that claim to be by or about the person called `name` or one of these predictions, or hold the name."""
     spelled = {name, json.dumps(name)[1:-1], json.dumps(name, ensure_ascii=False)[1:-1]}
+    ids = set(rows)
     word = re.compile("|".join(rf"(?<!\w){re.escape(one)}(?!\w)" for one in sorted(spelled)))
     columns = ["topic", "partition", "epoch", "offset", "data"]
     for *place, data in vault.landing(disposition="dead", columns=columns).iter_rows():
@@ -96,7 +107,7 @@ def _dead(vault: Vault, problem: str, name: str, rows: set[str]) -> Iterator[Pla
             claims = _Claims()
         if isinstance(claims.problem, str) and claims.problem != problem:
             continue
-        known = isinstance(claims.predictionid, str) and claims.predictionid in rows
+        known = isinstance(claims.predictionid, str) and claims.predictionid in ids
         if known or name in (claims.subject, claims.actor) or word.search(data.decode(errors="replace")):
             yield (place[0], place[1], place[2], place[3])
 
