@@ -330,9 +330,10 @@ def write(store: Store, table: str, found: Increment) -> int:
     """
     holdout = pl.col("split") == str(Split.HOLDOUT)
     states = found.states.filter(holdout if table == "holdout" else ~holdout)
-    if (store.transaction(table, APP) or -1) >= found.version:
+    have = store.transactions(table, [APP, *found.positions])
+    if (have[APP] or -1) >= found.version:
         return int(store.version(table) or 0)
-    further = [(app, at) for app, at in found.positions.items() if at > (store.transaction(table, app) or 0)]
+    further = [(app, at) for app, at in found.positions.items() if at > (have[app] or 0)]
     return store.append(table, states, app=[(APP, found.version), *further], expect={APP: found.seen[table]})
 
 
@@ -353,7 +354,8 @@ def increment(vault: Vault, lake: Lake, problems: Mapping[str, Problem], *, salt
         if last is not None
     }
     if not exact:  # a compaction mixed old with new: leave out what both tables hold, by position
-        starts = {app: min(store.transaction(table, app) or 0 for store, table in stores) for app in ends}
+        both = [store.transactions(table, ends) for store, table in stores]
+        starts = {app: min(have[app] or 0 for have in both) for app in ends}
         app = pl.format(f"{APP}:{{}}:{{}}:{{}}", "topic", "partition", "epoch")
         start = app.replace_strict(starts, default=0, return_dtype=pl.Int64)
         fresh = fresh.filter(pl.col("offset") >= start)

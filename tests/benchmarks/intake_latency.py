@@ -116,9 +116,9 @@ def settle(settings: Settings, events: int) -> None:
     vault, lake = Vault(settings.vault), Lake(settings.lake)
 
     def done() -> bool:
-        at = vault.version("landing")
-        if at is None or vault.scan("landing").select(pl.len()).collect().item() < events:
+        if vault.scan("landing").select(pl.len()).collect().item() < events:
             return False
+        at = vault.version("landing") or 0
         return all((store.transaction(table, APP) or -1) >= at for store, table in ((lake, "rows"), (vault, "holdout")))
 
     until(f"{events} events to be joined", done, 900)
