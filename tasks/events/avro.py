@@ -215,7 +215,8 @@ def number(value: float) -> str:
 def unfit(schema: Any) -> str | None:
     """Why this schema (plain JSON) is not one for events, or None."""
     fields = schema.get("fields") if isinstance(schema, dict) and schema.get("type") == "record" else None
-    if not isinstance(fields, list) or not fields or fields[0].get("name") != "id" or fields[0].get("type") != "string":
+    first = fields[0] if isinstance(fields, list) and fields else {}
+    if first.get("name") != "id" or _scalar(first.get("type")) != "string":
         return "expected a record whose first field is the string `id`"
     count = 0
 
@@ -242,7 +243,7 @@ def unfit(schema: Any) -> str | None:
         if kind == "map":
             values = one.get("values")
             plain = values if isinstance(values, list) else [values]
-            return None if all(each in SCALARS for each in plain) else "expected maps of scalars only"
+            return None if all(_scalar(each) for each in plain) else "expected maps of scalars only"
         if kind == "record":
             name = str(one["name"]).rpartition(".")[2]
             wrong = next((w for field in one["fields"] if (w := walk(field["type"], named, (*inside, name)))), None)
@@ -251,6 +252,12 @@ def unfit(schema: Any) -> str | None:
         return f"expected records, maps, unions and scalars, got {str(kind)[:40]}"
 
     return walk(schema, {}, ())
+
+
+def _scalar(one: Any) -> str | None:
+    """Its name, also where it is written with properties, as Java's tools do: {"type": "string", "avro.java.string": …}."""
+    name = one.get("type") if isinstance(one, dict) else one
+    return name if isinstance(name, str) and name in SCALARS else None
 
 
 def avro_schema() -> dict[str, Any]:
