@@ -97,7 +97,10 @@ def sentence(counts: dict[str, int]) -> str:
         ("rows", "rows"),
         ("labelled", "labelled"),
     )
-    return ", ".join(f"{counts.get(name, 0)} {word}" for name, word in words)
+    told = [f"{counts.get(name, 0)} {word}" for name, word in words]
+    aside = sum(count for name, count in counts.items() if name.startswith("set aside "))
+    rare = (("parked", counts.get("parked", 0), "before their prediction"), ("aside", aside, "words set aside"))
+    return ", ".join([*told, *(f"{count} {word}" for _, count, word in rare if count)])
 
 
 def show(counts: dict[str, int]) -> None:
@@ -108,9 +111,12 @@ def show(counts: dict[str, int]) -> None:
             types or [{"what": "nothing new", "count": 0}], key="ingest-segment", description="Landed in this segment"
         )
         dead = {name.removeprefix("reason "): count for name, count in counts.items() if name.startswith("reason ")}
+        dead |= {name: count for name, count in counts.items() if name.startswith("set aside ")}
         lines = [f"| `{name}` | {count} |" for name, count in dead.items()]
         text = (
-            "\n".join([f"**{sentence(counts)}**", "", "| dead letters because of | count |", "|---|---|", *lines])
+            "\n".join(
+                [f"**{sentence(counts)}**", "", "| dead letters because of, words set aside | count |", "|---|---|", *lines]
+            )
             if lines
             else ""
         )

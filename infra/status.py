@@ -54,6 +54,7 @@ def status(settings: Settings, *, light: bool = False) -> dict[str, Any]:
         lag = None if light or not up else at_once.submit(_guarded, notes, "lag", lambda: _lag(settings))
         out = None if light else at_once.submit(_guarded, notes, "refused", lambda: refused(settings, names, now=time.time()))
         runs = at_once.submit(_guarded, notes, "runs", lambda: _runs(settings)) if up else None
+        parked = None if light else at_once.submit(_guarded, notes, "parking", lambda: parking(settings))
         findings = at_once.submit(_guarded, notes, "findings", lambda: _findings(settings))
         disk = at_once.submit(_disk, settings)
     shown = parts.result()
@@ -67,6 +68,7 @@ def status(settings: Settings, *, light: bool = False) -> dict[str, Any]:
         "findings": findings.result(),
         "lag": lag.result() if lag else None,
         "refused": out.result() if out else None,
+        "parking": parked.result() if parked else None,
         "runs": runs.result() if runs else None,
         "disk": disk.result(),
         "orphans": 0 if up else len(living(settings.data)),
@@ -197,6 +199,17 @@ def _lag(settings: Settings) -> dict[str, Any]:
             epochs[number], landed[number] = epoch, following
     lines = {number: max(0, end - landed.get(number, 0)) for (_, number), end in sorted(ends.items())}
     return {"topic": topic, "behind": sum(lines.values()), "landed": sum(landed.values()), "by_partition": lines}
+
+
+def parking(settings: Settings) -> dict[str, dict[str, int]] | None:
+    """{problem: {reason: words}}: what waits for its prediction, what was set aside; None where there is no vault to see."""
+    from truing.tasks.events.lake import Vault
+    from truing.tasks.events.parking import counts, set_aside
+
+    if not settings.vault.exists() or not os.access(settings.vault, os.R_OK | os.X_OK):
+        return None
+    problems = {name: problem for name, (problem, _) in catalog(settings.problems).items()}
+    return counts(set_aside(Vault(settings.vault), problems, now=time.time()))
 
 
 def prefect_call(settings: Settings, method: str, path: str, body: Any = None, *, missing: bool = False) -> Any:

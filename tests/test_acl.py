@@ -20,6 +20,7 @@ from ports import free_ports
 from pydantic import SecretStr
 from test_tls import Authority
 
+from truing.flows.cli.main import main
 from truing.infra import acl, apache, broker
 from truing.infra.accounts import create_keys
 from truing.infra.catalog import catalog
@@ -99,6 +100,17 @@ def test_people_get_it_as_commands_with_their_own_principals(settings_in: In, tm
     mine = [line for line in lines if "CN=gateway" in line]
     assert len(mine) == 1 and mine[0].endswith(f"--operation Write --topic '{settings.kafka.topic}'")
     assert any("User:ingest' --operation Read --operation Delete" in line for line in lines)
+
+
+def test_the_command_line_shows_it_and_refuses_what_is_no_identity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--data", str(tmp_path), "--problems", str(Path(__file__).resolve().parent.parent / "problems")]
+    assert main(["keys", "acl", *where]) == 0
+    assert re.search(r"User:gateway +user-events +WRITE", capsys.readouterr().out)
+    assert main(["keys", "acl", "--commands", "--principal", "gateway=User:CN=g", *where]) == 0
+    assert "--allow-principal 'User:CN=g' --operation Write --topic 'user-events'" in capsys.readouterr().out
+    for wrong in (["acl", "--principal", "stranger=User:x"], ["acl", "--principal", "gateway"], ["list", "--apply"]):
+        assert main(["keys", *wrong, *where]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 # --- a Kafka that we start ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ import polars as pl
 import pytest
 from test_join import DAY, SALT, TOY, asked, event, frame, said, stores, taught
 
+from truing.flows.cli.main import main
+from truing.flows.cli.telling import told
+from truing.infra.settings import load
+from truing.infra.status import parking
 from truing.tasks.errors import ProblemError
 from truing.tasks.events.join import HISTORY, derive, join
-from truing.tasks.events.lake import Lake
+from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.parking import counts, set_aside
 from truing.tasks.events.whereabouts import Whereabouts
 from truing.tasks.problem import Maturity, Parking, Problem, load_problem
@@ -96,8 +101,8 @@ def test_what_has_no_row_is_listed_with_its_reason_and_nothing_else_is(tmp_path:
     details = dict(found.select("reason", "detail").iter_rows())
     assert details["expired"] == "no prediction came within 30.0 days"
     rows = pl.concat([lake.rows("toy"), vault.holdout("toy", now=0.0, matured=False)])
-    told = sum(len(msgspec.json.decode(feedback).get("history", [])) for feedback in rows["feedback"])
-    assert told + found.height == len([one for one in events if one["type"] != "prediction"])
+    heard = sum(len(msgspec.json.decode(feedback).get("history", [])) for feedback in rows["feedback"])
+    assert heard + found.height == len([one for one in events if one["type"] != "prediction"])
 
 
 def test_an_interaction_confirms_only_what_the_problem_says_and_only_where_nobody_said_more() -> None:
@@ -174,3 +179,24 @@ def test_a_small_batch_reads_the_files_that_hold_its_predictions_and_no_other(tm
     vault.compact(above=2)
     assert vault.holding("landing", "prediction_id", pl.Series(["p3-7"])).collect().height == 2
     assert Lake(lake.root).holding("rows", "id", pl.Series(["p3-7"])).collect().height in (0, 2)  # 0: it is in the vault
+
+
+def test_people_see_what_is_parked_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`truing status` counts it, `truing status --parked` lists it; what was said is not shown."""
+    known = Path(__file__).resolve().parent.parent / "problems"
+    settings = load(data=tmp_path, problems=known)
+    vault = Vault(settings.vault)
+    tmp_path.joinpath("vault").mkdir()
+    now = time.time()
+    words = [
+        said("outcome", "never seen", now, ">50K", problem="adult", landed_at=now),
+        said("outcome", "never came", now, ">50K", problem="adult", landed_at=now - 731 * DAY),
+    ]
+    vault.append("landing", frame(words))
+    assert parking(settings) == {"adult": {"expired": 1, "parked": 1}}
+    found = {"parts": [], "up": True, "problems": [], "findings": [], "lag": None, "runs": None, "memory_mb": 0, "notes": []}
+    found |= {"disk": {"used_mb": 0, "free_mb": 0}, "data": "here", "locks": "", "parking": parking(settings)}
+    assert "adult: words that wait for their prediction 1, set aside 1 (1 expired); `truing status --parked`" in told(found)
+    assert main(["status", "--parked", "--data", str(tmp_path), "--problems", str(known)]) == 0
+    text = capsys.readouterr().out
+    assert "no prediction came within 730.0 days" in text and "waits for its prediction" in text and ">50K" not in text

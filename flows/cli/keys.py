@@ -1,4 +1,4 @@
-"""`truing keys create | rotate | list`: who holds which key. What is in a key file is never shown."""
+"""`truing keys create | rotate | list | acl`: who holds which key, and who may do what on the broker. No key is ever shown."""
 
 from __future__ import annotations
 
@@ -16,9 +16,18 @@ if TYPE_CHECKING:
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     keys = verbs.add_parser("keys", parents=[common], help="make what is missing, replace one, or list who holds which")
-    keys.add_argument("act", choices=["create", "rotate", "list"], help="what to do")
+    keys.add_argument("act", choices=["create", "rotate", "list", "acl"], help="what to do")
     keys.add_argument(
         "name", nargs="?", help="rotate: a login, or gate, release, registry; prefect-auth while the stack is down"
+    )
+    keys.add_argument("--commands", action="store_true", help="acl: as lines for Kafka's kafka-acls.sh")
+    keys.add_argument("--apply", action="store_true", help="acl: give them to your broker, as who the settings say we are")
+    keys.add_argument(
+        "--principal",
+        action="append",
+        default=[],
+        metavar="NAME=PRINCIPAL",
+        help="acl: another principal, like ingest=User:CN=ingest",
     )
     keys.set_defaults(do=do_keys)
 
@@ -28,7 +37,42 @@ def do_keys(args: argparse.Namespace, settings: Settings) -> int:
 
     if (args.act == "rotate") != bool(args.name):
         raise UsageError(f"keys {args.act}: expected {'the name of one' if args.act == 'rotate' else 'no name'}; see --help")
-    return {"create": do_create, "rotate": do_rotate, "list": do_list}[args.act](args, settings)
+    if args.act != "acl" and (args.commands or args.apply or args.principal):
+        raise UsageError(f"keys {args.act}: expected --commands, --apply and --principal with acl only; see --help")
+    return {"create": do_create, "rotate": do_rotate, "list": do_list, "acl": do_acl}[args.act](args, settings)
+
+
+def do_acl(args: argparse.Namespace, settings: Settings) -> int:
+    """The table is applied by `truing up` on a Kafka that it starts with SASL; here it is shown, or given to one of yours."""
+    from truing.infra import acl
+    from truing.infra.catalog import catalog
+    from truing.tasks.errors import UsageError
+
+    problems = {name: problem for name, (problem, _) in catalog(settings.problems).items()}
+    found, known = acl.rights(settings, problems), acl.identities(problems)
+    principals = dict(one.partition("=")[::2] for one in args.principal)
+    if wrong := sorted(name for name, principal in principals.items() if name not in known or not principal):
+        raise UsageError(f"keys acl --principal: expected NAME=PRINCIPAL with a name of {', '.join(known)}, got {wrong}")
+    lines = [
+        {
+            "principal": principals.get(one.identity, f"User:{one.identity}"),
+            "topic": one.topic,
+            "may": one.operation,
+            "why": one.why,
+        }
+        for one in found
+    ]
+    if args.apply:
+        added, _ = acl.apply(settings, found, principals=principals)
+        text = f"{added} rights given at {settings.kafka.bootstrap}, {len(found) - added} were there"
+        result({"added": added, "rights": lines}, text, as_json=args.json)
+        return 0
+    if args.commands:
+        text = "\n".join(acl.commands(found, settings, principals))
+    else:
+        text = table(("principal", "topic", "may", ""), [list(one.values()) for one in lines])
+    result(lines, text, as_json=args.json)
+    return 0
 
 
 def do_create(args: argparse.Namespace, settings: Settings) -> int:

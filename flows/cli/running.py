@@ -7,13 +7,14 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from truing.flows.cli.output import note, result
+from truing.flows.cli.output import ago, flat, note, result, table
 from truing.flows.cli.telling import told
 
 if TYPE_CHECKING:
     from truing.infra.settings import Settings
     from truing.infra.stack import Stack
 
+SHOWN = 50  # parked words in a table
 Verbs = Any  # argparse's sub-parsers have no public type
 
 
@@ -26,6 +27,7 @@ def add(verbs: Verbs, common: argparse.ArgumentParser) -> None:
     down = verbs.add_parser("down", parents=[common], help="stop everything; nothing stays behind but the data")
     down.set_defaults(do=do_down)
     status = verbs.add_parser("status", parents=[common], help="health, served release, what waits for a person, lag, runs")
+    status.add_argument("--parked", action="store_true", help="instead: words without a row, and why, the newest first")
     status.set_defaults(do=do_status)
 
 
@@ -96,8 +98,31 @@ def do_down(args: argparse.Namespace, settings: Settings) -> int:
 
 def do_status(args: argparse.Namespace, settings: Settings) -> int:
     """Exit 0 if all is healthy, 1 if not."""
+    if args.parked:
+        return do_parked(args, settings)
     from truing.infra.status import status
 
     found = status(settings)
     result(found, told(found), as_json=args.json)
     return 0 if found["healthy"] else 1
+
+
+def do_parked(args: argparse.Namespace, settings: Settings) -> int:
+    """What waits for its prediction, and what was set aside. Nothing of what was said is shown."""
+    from truing.infra.catalog import catalog
+    from truing.tasks.events.lake import Vault
+    from truing.tasks.events.parking import set_aside
+
+    problems = {name: problem for name, (problem, _) in catalog(settings.problems).items()}
+    if not settings.vault.exists():
+        result([], "nothing has landed yet", as_json=args.json)
+        return 0
+    found = set_aside(Vault(settings.vault), problems, now=time.time()).sort("landed_at", descending=True)
+    names = ("problem", "reason", "type", "prediction_id", "source", "landed_at", "detail")
+    lines = list(found.head(SHOWN).select(names).iter_rows(named=True))
+    now = time.time()
+    shown = [[ago(one[name], now) if name == "landed_at" else flat(str(one[name])) for name in names] for one in lines]
+    text = table(("problem", "reason", "type", "prediction", "source", "landed", ""), shown) if lines else "nothing is parked"
+    more = f"\nthe newest {SHOWN:,} of {found.height:,}; all with --json" if found.height > SHOWN else ""
+    result(list(found.iter_rows(named=True)) if args.json else None, text + more, as_json=args.json)
+    return 0

@@ -37,6 +37,11 @@ def told(found: dict[str, Any]) -> str:
         lag = found["lag"]
         lines.append(f"{lag['topic']}: {lag['landed']:,} landed, {lag['behind']:,} behind")
     lines += _refused(found.get("refused") or {})
+    for problem, reasons in sorted((found.get("parking") or {}).items()):
+        waiting, aside = reasons.get("parked", 0), {name: n for name, n in reasons.items() if name != "parked"}
+        why = ", ".join(f"{n:,} {name}" for name, n in aside.items())
+        more = f", set aside {sum(aside.values()):,} ({why})" if aside else ""
+        lines.append(f"{problem}: words that wait for their prediction {waiting:,}{more}; `truing status --parked` lists them")
     if found["runs"]:
         shown = [(one["run"], one["last"], ago(one["at"], now), ahead(one["next"], now)) for one in found["runs"]]
         lines += ["", table(("run", "last", "", "next"), shown)]

@@ -48,14 +48,16 @@ def set_aside(vault: Vault, problems: Mapping[str, Problem], *, now: float) -> p
     )
     columns = (*_KEY, "type", "source", "actor", "time", "landed_at", "topic", "partition", "epoch", "offset", "event_id")
     words = landing.filter(pl.col("type").is_in(WORDS)).select(columns).join(asked, on=list(_KEY), how="left")
-    words = words.sort(_ORDER).with_columns(
+    words = words.with_columns(
         wait=_limit(problems, Problem.wait_s), most_late=_limit(problems, Problem.late_s),
         people=pl.col("type").is_in(list(PEOPLE)),
     )  # fmt: skip
-    expired = pl.col("came_at").is_null() & (now - pl.col("landed_at") > pl.col("wait"))
+    voices = pl.col("problem").replace_strict({name: one.parking.voices for name, one in problems.items()}, default=1)
     waited = pl.col("came_at") - pl.col("landed_at") > pl.col("wait")
     late = pl.col("time") - pl.col("asked_at") > pl.col("most_late")
+    expired = pl.col("came_at").is_null() & (now - pl.col("landed_at") > pl.col("wait"))
     identity = [*_KEY, "people", "source", "event_id"]  # of one prediction, so types of people share their ids as at the door
+    words = _candidates(words.collect(), identity, voices, late | waited).lazy().sort(_ORDER)
     rules: list[tuple[str, pl.Expr]] = [
         ("twice", pl.col("landed_at").cum_count().over(identity) > 1),
         ("expired", expired),
@@ -65,7 +67,6 @@ def set_aside(vault: Vault, problems: Mapping[str, Problem], *, now: float) -> p
     ]
     words = words.with_columns(reason=_first(rules, pl.lit("")))
     counted = words.filter(pl.col("people"), pl.col("reason") == "").select(*_KEY, "actor").unique(maintain_order=True)
-    voices = pl.col("problem").replace_strict({name: one.parking.voices for name, one in problems.items()}, default=1)
     unheard = (
         counted.with_columns(number=pl.int_range(pl.len()).over(_KEY))
         .filter(pl.col("number") >= voices)
@@ -86,6 +87,16 @@ def set_aside(vault: Vault, problems: Mapping[str, Problem], *, now: float) -> p
         pl.lit("it landed before"),
     )
     return found.select("problem", "reason", detail.alias("detail"), *columns[1:]).collect()
+
+
+def _candidates(words: pl.DataFrame, identity: Sequence[str], voices: pl.Expr, untimely: pl.Expr) -> pl.DataFrame:
+    """All that may be set aside, with what it is compared to: a handful of a million words, so the rest need no sorting."""
+    crowds = (
+        words.filter("people").group_by(_KEY).agg(pl.col("actor").n_unique().alias("actors")).filter(pl.col("actors") > voices)
+    )
+    crowded = words.select(_KEY).join(crowds.with_columns(crowded=True), on=list(_KEY), how="left", maintain_order="left")
+    again = words.select(name=pl.struct(identity).hash())["name"].is_duplicated()
+    return words.filter(pl.col("came_at").is_null() | untimely | again | crowded["crowded"].fill_null(value=False))
 
 
 def counts(found: pl.DataFrame) -> dict[str, dict[str, int]]:
