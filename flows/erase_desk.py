@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 def scrub(settings: Settings, traces: Traces, *, gate: bytes) -> dict[str, int]:
     """Lines about the person's rows out of predictions, evidence, plans and windows' reports; how many, by kind."""
     ids = frozenset(traces.rows)
+    if traces.vouched:
+        (settings.desk / "windows" / "expectations" / f"{traces.problem}.json").unlink(missing_ok=True)
     if not ids or not settings.desk.exists():
         return {}
     return {

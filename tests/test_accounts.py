@@ -7,9 +7,11 @@ as closed when the kernel refuses that account's own attempt to open it.
 from __future__ import annotations
 
 import base64
+import json
 import os
 import pwd
 import shutil
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -26,6 +28,7 @@ import numpy as np
 import psutil
 import pytest
 from pydantic import SecretStr
+from test_ingest import ROW
 
 from truing.flows.cli.runs import run_now
 from truing.flows.demo.world import Scenario, World
@@ -43,7 +46,7 @@ from truing.infra.stack import Stack
 from truing.infra.status import status
 from truing.tasks import seal
 from truing.tasks.errors import SettingsError, TruingError, Unavailable
-from truing.tasks.events.lake import Lake
+from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.schema import pseudonym
 from truing.tasks.kinds.model import Head, Model
 from truing.tasks.records import Candidate, Envelope, Release, Verdict
@@ -306,6 +309,7 @@ def test_an_account_opens_what_is_its_own_and_nothing_else(house: House) -> None
         *[("trainer", path) for path in ("keys/registry/logins", "keys/ingest/wire", "guard/audit.jsonl", "vault")],
         *[("gateway", f"keys/{path}") for path in ("steward/gate", "steward/release", "registry/registry")],
         ("attacker", "keys/steward"), ("attacker", "keys/gateway/wire"), ("attacker", "run/supervisor.sock"),
+        ("trainer", "vault/subjects.sqlite"), ("gateway", "vault/subjects.sqlite"), ("gateway", "lake/subjects.sqlite"),
         ("registry", "keys/steward/release"), ("registry", "steward"), ("ingest", "keys/steward/gate"),
     ],
 )  # fmt: skip
@@ -316,6 +320,49 @@ def test_what_must_stay_closed_is_refused_by_the_kernel(house: House, who: str, 
     tried = house.inside("setpriv", f"--reuid=truing-{who}", f"--regid=truing-{who}", "--init-groups", act, str(path))
     assert tried.returncode != 0 and tried.stdout == ""
     assert "Permission denied" in tried.stderr or "No such device" in tried.stderr, tried.stderr
+
+
+@needs_root
+@pytest.mark.services
+def test_keys_of_people_are_the_keepers_and_open_to_those_who_read_the_tables(house: House) -> None:
+    """The trainer's file has no key of a holdout subject; the steward reads both; neither may write either."""
+    for who, path, may in (
+        ("trainer", "lake/subjects.sqlite", "r"), ("steward", "lake/subjects.sqlite", "r"),
+        ("steward", "vault/subjects.sqlite", "r"), ("ingest", "vault/subjects.sqlite", "rw"),
+    ):  # fmt: skip
+        asked = "[ -r $0 ] && echo -n r; [ -w $0 ] && echo -n w; true"
+        as_them = ("setpriv", f"--reuid=truing-{who}", f"--regid=truing-{who}", "--init-groups", "bash", "-c", asked)
+        assert house.inside(*as_them, str(house.settings.data / path)).stdout == may, f"{who} at {path}"
+    with sqlite3.connect(house.settings.lake / "subjects.sqlite") as file:
+        assert {family for (family,) in file.execute("SELECT DISTINCT family FROM secrets")} == {"trainable"}
+    file.close()
+
+
+@needs_root
+@pytest.mark.services
+def test_root_forgets_through_each_office_and_the_parts_go_on(house: House) -> None:
+    before = house.pids()
+    rows = Lake(house.settings.lake).read("rows", ["id", "subject"])
+    words = ("forget", "--subject", "somebody else", "--reason", "asked to", "--json")
+    done = house.inside(sys.executable, "-m", "truing.flows.cli.main", *words)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["people"] == {}
+    with Client.of(house.settings, NAME, source="backfill") as client:
+        client.backfill_prediction("vera-1", ROW, subject="Vera", groups={}, time=time.time() - 60)
+        client.outcome("vera-1", "<=50K", time=time.time() - 30)
+        client.flush(timeout_s=60.0)
+    salt = house.ring.read("actor-salt")
+    vera = pseudonym(salt, NAME, "Vera")
+    places = ((Lake(house.settings.lake), "rows"), (Vault(house.settings.vault), "holdout"))
+    until("Vera's row", lambda: any(vera in set(store.read(table, ["subject"])["subject"]) for store, table in places))
+    done = house.inside(sys.executable, "-m", "truing.flows.cli.main", *("Vera" if w == "somebody else" else w for w in words))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["people"] == {NAME: vera} and told["counts"]["landing"] == 2 and told["by"] == "approver"
+    assert not any(vera in set(store.read(table, ["subject"])["subject"]) for store, table in places)
+    assert Lake(house.settings.lake).read("rows", ["id", "subject"]).height == rows.height
+    assert {path.lstat().st_uid for path in house.settings.vault.rglob("*")} == {house.settings.vault.stat().st_uid}
+    assert house.pids() == before
 
 
 @needs_root

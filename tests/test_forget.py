@@ -28,6 +28,7 @@ from truing.tasks.events.lake import Lake, Store, Vault
 from truing.tasks.events.predictions import Predictions
 from truing.tasks.events.schema import encode_event, pseudonym
 from truing.tasks.events.subjects import bucket, sealed
+from truing.tasks.events.suite import validate_pending
 from truing.tasks.policy import load_policy
 from truing.tasks.problem import Problem, load_problem, split_of
 from truing.tasks.records import DatasetVersion, Split
@@ -94,7 +95,8 @@ class House(Site):
         """What `learn` does before it learns."""
         problem = self.problem
         policy = load_policy(self.settings.problems / "adult", problem)
-        rows = self.lake.rows(problem.name, labelled=True)
+        validate_pending(self.lake, problem, folder=self.settings.problems / "adult", now=NOW, force=True)
+        rows = loop.teachable_rows(self.lake, problem)
         version, kept = freeze(tag(rows, policy), problem=problem, policy=policy, tables={}, seed=1)
         self.lake.record("datasets", [version])
         loop.keep(self.lake, problem, version.digest, kept)
@@ -170,11 +172,17 @@ def test_after_forgetting_no_byte_of_the_person_is_left(house: House) -> None:
         (b"k", f'{{"half an event of {MARK}": '.encode()), (b"k", f'{{"a": "{person}"'.encode()),
     ]  # fmt: skip
     messages += house.about(102, person, occupation=MARK)
+    history = {"source": "history", "source_key": house.ring.source("adult", "history")}
+    for n, name in ((103, person), *enumerate(teaches[:30], 200)):  # the load that suites are profiled from
+        messages.append(
+            house.prediction(n, subject=name, inputs=ROW | ({"workclass": MARK} if name == person else {}), **history)
+        )
+        messages.append(house.outcome(n, **history))
     house.send(*messages)
     house.drained()
     frozen, kept = house.freeze()
-    mine = [row for row in kept["id"] if row in ("p100", "p102")]
-    assert frozen.samples == 42 and len(mine) == 2
+    mine = [row for row in kept["id"] if row in ("p100", "p102", "p103")]
+    assert frozen.samples == 73 and len(mine) == 3
     Predictions(house.settings.desk).keep(
         "adult", "e" * 64, ["p101", "p45"], payloads={"candidate": "c" * 64}, releases={}, at=NOW,
         probability={"candidate": np.array([0.1, 0.2])}, label={"candidate": np.array(["<=50K", "<=50K"])},
@@ -185,25 +193,25 @@ def test_after_forgetting_no_byte_of_the_person_is_left(house: House) -> None:
     assert MARK.encode() in b"".join(one for one in house.vault.landing()["data"] if one)  # it was there, and sealed
     assert holding(house.settings.data, MARK, but=BROKER) == []
     would = house.forget("--subject", person, "--dry-run")["adult"]
-    assert would == {"events": 7, "dead_letters": 1, "rows": 2, "rejoined": 0, "datasets": {frozen.digest: 2}}
+    assert would == {"events": 9, "dead_letters": 1, "rows": 3, "rejoined": 0, "datasets": {frozen.digest: 3}}
 
     told = [house.forget("--subject", name) for name in (person, hidden)]
     house.forget("--subject", MARK)  # the half event that names nobody else
     house.tend()
     codes = (house.code(person), house.code(hidden))
     assert holding(house.settings.data, MARK, *codes, but=(*BROKER, "steward/erasures/")) == []
-    assert told[0]["datasets"] == {"adult": {frozen.digest: 2}} and told[1]["counts"]["predictions"] == 1
+    assert told[0]["datasets"] == {"adult": {frozen.digest: 3}} and told[1]["counts"]["predictions"] == 1
     if house.settings.kafka.broker == "embedded":
         assert holding(house.settings.data, MARK) == []  # trimmed
     topics = {name: at for one in told for name, at in one["topics"].items()}
     assert all(at is not None for at in topics.values()) and house.settings.kafka.topic in topics
 
-    assert house.lake.rows("adult").height == 40 and house.vault.holdout("adult", now=NOW + 1e6).height == 10
+    assert house.lake.rows("adult").height == 70 and house.vault.holdout("adult", now=NOW + 1e6).height == 10
     (cut,) = read_plans(house.settings.desk / "audits", "adult", house.ring.public().gate)
     assert cut.pool.keys() == {"p45", "p46"} and cut.strata[0].rows == 2
     (record,) = house.lake.records("datasets", DatasetVersion)
-    assert record.digest == frozen.digest and record.erased == ("p100", "p102")
-    assert house.drained().filter(pl.col("disposition") == "landed").height == 100  # nothing of theirs came back
+    assert record.digest == frozen.digest and record.erased == ("p100", "p102", "p103")
+    assert house.drained().filter(pl.col("disposition") == "landed").height == 160  # nothing of theirs came back
 
 
 def test_the_dataset_built_after_is_that_of_a_house_which_never_knew_the_person(quick: House, tmp_path: Path) -> None:

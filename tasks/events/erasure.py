@@ -38,6 +38,7 @@ class Traces(Record, frozen=True):
     dead: tuple[Place, ...] = ()  # dead letters that name the person
     rows: tuple[str, ...] = ()  # predictions about the person
     touched: tuple[str, ...] = ()  # predictions about others that lose the person's words
+    vouched: bool = False  # some of the rows are trusted ones: suites were profiled from them
     datasets: dict[str, int] = msgspec.field(default_factory=dict)  # dataset version → samples that go
 
     @property
@@ -53,9 +54,12 @@ def find(vault: Vault, lake: Lake, problem: str, person: str, *, words_only: boo
     landing = vault.read("landing", columns, of & pl.col("disposition").is_in(["landed", "duplicate"]))
     said, about = (pl.col("actor") == person).fill_null(False), (pl.col("subject") == person).fill_null(False)
     rows: set[str] = set()
+    vouched = False
     if not words_only:
         for store, table in ((lake, "rows"), (vault, "holdout")):
-            rows |= set(store.read(table, ["id"], of & (pl.col("subject") == person))["id"])
+            states = store.read(table, ["id", "split"], of & (pl.col("subject") == person))
+            rows |= set(states["id"])
+            vouched |= str(Split.TRUSTED) in set(states["split"])
         rows |= set(landing.filter(about)["prediction_id"].drop_nulls())
     theirs = landing.filter(said if words_only else said | about | pl.col("prediction_id").is_in(sorted(rows)).fill_null(False))
     touched = set(theirs.filter(said)["prediction_id"].drop_nulls()) - rows
@@ -68,6 +72,7 @@ def find(vault: Vault, lake: Lake, problem: str, person: str, *, words_only: boo
         events=tuple(sorted(theirs.select(where).iter_rows())),
         rows=tuple(sorted(rows)),
         touched=tuple(sorted(touched)),
+        vouched=vouched,
         datasets=dict(sorted(gone.group_by("dataset").len().iter_rows())),
     )
 
@@ -81,6 +86,7 @@ def both(one: Traces, other: Traces) -> Traces:
         dead=tuple(sorted({*one.dead, *other.dead})),
         rows=tuple(sorted(rows)),
         touched=tuple(sorted({*one.touched, *other.touched} - rows)),
+        vouched=one.vouched or other.vouched,
         datasets={name: max(one.datasets.get(name, 0), n) for name, n in (one.datasets | other.datasets).items()},
     )
 
