@@ -29,9 +29,15 @@ DAY = 86400.0
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, settings_in: Callable[..., Settings], problem: Problem) -> Iterator[Site]:
-    one = Site(settings_in(tmp_path_factory.mktemp("site")), problem)
+@pytest.fixture(scope="module", params=["embedded", "kafka"])
+def site(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    settings_in: Callable[..., Settings],
+    problem: Problem,
+) -> Iterator[Site]:
+    made = settings_in if request.param == "embedded" else request.getfixturevalue("on_apache")
+    one = Site(made(tmp_path_factory.mktemp("site")), problem)
     try:
         yield one
     finally:
