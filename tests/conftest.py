@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pictures", metavar="FOLDER", help="keep screenshots of MLflow's page here (the README's are made so)")
 
 
-SOAK = {"test_accounts", "test_crashes", "test_fire", "test_releases", "test_survival"}  # files of whole stacks under fire
+SOAK = {"test_accounts", "test_crashes", "test_fire", "test_kills", "test_releases", "test_survival"}  # whole stacks under fire
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
