@@ -17,7 +17,6 @@ import msgspec
 
 from truing.infra.words import Answer, Scalar
 from truing.tasks.errors import DataError, Unavailable
-from truing.tasks.release.trust import authority, untrusted
 
 
 def pauses(first: float = 0.1, most: float = 2.0) -> Iterator[float]:
@@ -48,6 +47,8 @@ class Asker:
         """The decoded answer. Raises DataError when the gateway refuses what was sent, Unavailable when there is no answer."""
         import httpx
 
+        from truing.tasks.release.trust import untrusted
+
         client, content = self._client(), msgspec.json.encode(body)
         end, waits = clock.monotonic() + self._timeout_s, pauses()
         while True:
@@ -73,6 +74,8 @@ class Asker:
 
     def _client(self) -> Any:
         import httpx
+
+        from truing.tasks.release.trust import authority
 
         with self._guard:
             if self._http is None:

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from truing.infra.asking import Asker, pauses
-from truing.infra.outbox import Outbox
 from truing.infra.sender import Message, Sender
 from truing.infra.words import Declined, Receipt, Word
 from truing.tasks.errors import DataError, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from truing.infra.outbox import Outbox
 
 CHUNK = 2000  # messages sent at once
 log = logging.getLogger("truing.client")
@@ -119,6 +120,8 @@ class OnDisk:
 
 def on_disk(folder: Path, publisher: Any, **options: Any) -> OnDisk:
     """A queue in that folder. Raises Unavailable when it can't be written, or another process has it."""
+    from truing.infra.outbox import Outbox
+
     return OnDisk(Outbox(folder, publisher, log=log.info, **options))
 
 

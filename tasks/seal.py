@@ -2,7 +2,7 @@
 
 Envelopes follow DSSE v1 (secure-systems-lab/dsse): the signature covers `DSSEv1 <len type> <type> <len payload> <payload>`, so
 a payload can't be passed off as another type. Keys are Ed25519 (RFC 8032); an algorithm name rides with each signature so that
-another can come in beside it.
+another can come in beside it. The library for them is imported by who signs or verifies: MACs and digests need none.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from truing.tasks.records import (
     Approval,
@@ -80,11 +77,17 @@ def read_tree(root: Path) -> dict[str, bytes]:
 
 def new_key() -> bytes:
     """A fresh Ed25519 private key, 32 raw bytes."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
     return Ed25519PrivateKey.generate().private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
 
 
 def public_key(private: bytes) -> bytes:
     """The 32 raw public bytes of a 32-byte private key."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
     return Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
@@ -117,6 +120,8 @@ def _pae(kind: str, payload: bytes) -> bytes:
 
 def sign(record: Record, kind: str, *private_keys: bytes) -> Envelope:
     """Wrap a record in an envelope signed by each key (order kept)."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     payload = canonical(record)
     signatures = tuple(
         Signature(
@@ -149,6 +154,9 @@ def open_envelope(envelope: Envelope | str | bytes | None, as_type: type[T], kin
             reason=f"expected a signed {_word(kind)}, got an envelope of type {envelope.type}",
             remedy="attach the right envelope",
         )
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     trusted = {key_id(key): key for key in keys}
     for signature in envelope.signatures:
         key = trusted.get(signature.key)

@@ -116,7 +116,13 @@ def test_nothing_speaks_pickle() -> None:
         ("truing.tasks.records", {"numpy", "polars", "torch", "mlflow", "prefect", "pydantic"}),
         ("truing.tasks.seal", {"numpy", "polars", "torch", "mlflow", "prefect", "pydantic"}),
         ("truing.tasks.kinds.model", {"polars", "torch", "mlflow", "prefect", "sklearn", "pandas"}),
-        ("truing.client", {"numpy", "polars", "torch", "mlflow", "prefect", "pandas", "deltalake", "pydantic", "httpx", "kafka"}),
+        (
+            "truing.client",
+            {
+                *("numpy", "polars", "torch", "mlflow", "prefect", "pandas", "deltalake", "pyarrow", "pydantic"),
+                *("httpx", "kafka", "cryptography", "fastavro", "ssl"),
+            },
+        ),
         ("truing.infra.gateway.app", {"torch", "mlflow", "prefect", "pandas", "sklearn"}),
         ("truing.flows.cli.main", {"torch", "mlflow", "prefect", "pandas", "sklearn"}),
         ("truing.flows.improve", {"torch", "mlflow", "sklearn"}),

@@ -25,7 +25,7 @@ import msgspec
 
 from truing.tasks.errors import DataError, Unavailable
 from truing.tasks.events.contract import KINDS
-from truing.tasks.events.schema import compose
+from truing.tasks.events.schema import MAX_BYTES, compose
 
 HEAD: Final = struct.Struct(">BI")
 NODES: Final = 400  # of a schema with all its names written out: ours has about 100
@@ -108,6 +108,8 @@ class Codec:
         except (KeyError, ValueError):  # said better there
             slim, raw = dict(data), b""
         message = compose(kind, data=slim, raw=raw, **given)
+        if (many := len(msgspec.json.encode(message))) > MAX_BYTES:  # the door reads it as JSON, which is longer
+            raise DataError(f"expected an event of at most {MAX_BYTES} bytes as JSON, got {many}; shorten its texts")
         datum = {name: getattr(message, name) for name in ATTRIBUTES} | {"data": (f"{_NAMESPACE}.{kind.title()}", slim)}
         body = io.BytesIO()
         body.write(HEAD.pack(0, id))
