@@ -73,7 +73,8 @@ def block_of(records: list[Any]) -> Block:
     """The same from records of the client library (`offset`, `timestamp`, `value`)."""
     lengths = np.array([-1 if one.value is None else len(one.value) for one in records], np.int64)
     ends = np.cumsum(np.maximum(lengths, 0))
-    offsets, timestamps = (np.array([getattr(one, name) for one in records], np.int64) for name in ("offset", "timestamp"))
+    offsets = np.array([one.offset for one in records], np.int64)
+    timestamps = np.array([-1 if one.timestamp is None else one.timestamp for one in records], np.int64)  # the oldest format
     return Block(b"".join(one.value or b"" for one in records), ends - np.maximum(lengths, 0), lengths, offsets, timestamps)
 
 
@@ -289,6 +290,8 @@ def _hop(body: Any, count: int, shift: int, at: list[int], sizes: list[int]) -> 
 def _columns(joined: bytes, at: Ints, sizes: Ints) -> tuple[Ints, Ints, Ints, Ints]:
     """Start and length of each value, offset delta and time delta. A record: attributes, time, offset, key, value, headers."""
     data = np.frombuffer(joined + b"\0" * 10, np.uint8)  # a varint at the very end can be looked at whole
+    if (sizes < 6).any() or (data[at] > 127).any():  # attributes are one byte
+        raise _Unusual
     ends = at + sizes
     position = at + 1
     times, position = _varints(data, position)
