@@ -291,9 +291,10 @@ def question(problem: Problem, rows: Rows, **beside: list[Any]) -> dict[str, Any
 
 @contextmanager
 def running_broker(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command(settings), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(command(settings), env=child_environment(settings), stdout=null, stderr=null)
     try:
-        ensure_topics(settings)
+        ensure_topics(settings, 90.0)
         yield process
     finally:
         process.kill()

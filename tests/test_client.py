@@ -309,6 +309,33 @@ def test_a_broker_killed_after_its_acknowledgements_gets_everything_again_and_it
     assert sorted(landed["prediction_id"]) == sorted(f"t{turn}-{n}" for turn in range(5) for n in range(60))
 
 
+@pytest.mark.services
+def test_what_has_landed_leaves_the_outbox_and_what_has_not_stays(
+    on_each_broker: Callable[..., Settings], problem: Problem, tmp_path: Path
+) -> None:
+    """100 outcomes while no keeper runs: the broker has them, the outbox keeps them. A keeper lands them: the outbox is empty.
+    On Apache Kafka a SIGKILL of the broker in between changes nothing."""
+    settings = on_each_broker(tmp_path)
+    keys_in(settings.keys, problem)
+    with Client.of(settings, "adult", source="outcomes", outbox=tmp_path / "outbox", timeout_s=20.0) as client:
+        with running_broker(settings) as broker:
+            for n in range(100):
+                client.outcome(f"p-{n}", ">50K")
+            client.flush(timeout_s=60.0)
+            assert client.kept == 100
+            broker.kill()
+            broker.wait()
+        with running_broker(settings):
+            keeper = Keeper(settings, start=lambda *_: None, log=lambda _: None)
+            thread = threading.Thread(target=keeper.run)
+            thread.start()
+            until(lambda: client.kept == 0)
+            keeper.stop.set()
+            thread.join()
+    landed = Vault(settings.vault).scan("landing").filter(pl.col("disposition") == "landed").select("prediction_id").collect()
+    assert sorted(landed["prediction_id"]) == sorted(f"p-{n}" for n in range(100))
+
+
 def test_words_wait_for_a_gateway_that_is_away_and_a_forged_one_is_told(
     stack: Settings, problem: Problem, adult: list[dict[str, Any]], tmp_path: Path
 ) -> None:
