@@ -230,6 +230,7 @@ class Erasure(Record, frozen=True):
     files_gone_by: float
     outbox_gone_by: float
     topics: dict[str, float | None]  # topic → when its last byte of the person is gone; null: nobody could say
+    evidence: dict[str, str] = msgspec.field(default_factory=dict)  # verdict → digest of what is left of its evidence
     notes: tuple[str, ...] = ()
 
 
@@ -241,7 +242,7 @@ def desk(
     topics: dict[str, float | None], notes: list[str],
 ) -> Erasure:  # fmt: skip
     """Erase at the steward's desk, name the versions, sign. Repeated, it returns what was signed."""
-    from truing.flows.erase_desk import scrub, versions
+    from truing.flows.erase_desk import left, scrub, versions
     from truing.infra.keys import keyring
     from truing.tasks.seal import sign
 
@@ -252,7 +253,7 @@ def desk(
     counts = dict(act.counts)
     gate = keyring(settings).read("gate")
     for one in act.traces:
-        for name, count in scrub(settings, one, gate=gate).items():
+        for name, count in scrub(settings, one, act.id, gate=gate).items():
             counts[name] = counts.get(name, 0) + count
     held: list[Held] = []
     for one in act.traces:
@@ -263,7 +264,7 @@ def desk(
         people={one.problem: one.person for one in act.traces if not one.empty},
         counts=counts, datasets={one.problem: one.datasets for one in act.traces if one.datasets},
         versions=tuple(held), files_gone_by=act.due, outbox_gone_by=outbox_gone_by,
-        topics=topics, notes=tuple(notes),
+        topics=topics, evidence=left(settings.desk, act.id), notes=tuple(notes),
     )  # fmt: skip
     place.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".new")

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from truing.tasks.release.versions import Version
 
 
-def scrub(settings: Settings, traces: Traces, *, gate: bytes) -> dict[str, int]:
+ERASED = "erased"  # file beside rows of evidence: ids of the acts that took rows out
+
+
+def scrub(settings: Settings, traces: Traces, act: str, *, gate: bytes) -> dict[str, int]:
     """Lines about the person's rows out of predictions, evidence, plans and windows' reports; how many, by kind."""
     ids = frozenset(traces.rows)
     if traces.vouched:
@@ -26,7 +29,7 @@ def scrub(settings: Settings, traces: Traces, *, gate: bytes) -> dict[str, int]:
         return {}
     return {
         "predictions": _predictions(settings.desk, traces.problem, ids),
-        "evidence": _evidence(settings.desk / "evidence", ids),
+        "evidence": _evidence(settings.desk / "evidence", ids, act),
         "plans": _plans(settings.desk / "audits", traces.problem, ids, gate),
         "reports": _reports(settings.desk / "windows" / f"{traces.problem}.jsonl", ids),
     }
@@ -46,9 +49,9 @@ def _predictions(desk: Path, problem: str, ids: frozenset[str]) -> int:
     return count
 
 
-def _evidence(place: Path, ids: frozenset[str]) -> int:
-    """Rows out of the evidence of verdicts. What they were judged on can't be made again byte for byte after that: the signed
-    erasure says why, and `erased` beside the rows says how many are missing."""
+def _evidence(place: Path, ids: frozenset[str], act: str) -> int:
+    """Rows out of the evidence of verdicts. What was judged on them can't be made again byte for byte after that; the file
+    `erased` beside them names the acts, and the signed erasure what is left (`excuse`)."""
     import polars as pl
 
     count = 0
@@ -57,14 +60,45 @@ def _evidence(place: Path, ids: frozenset[str]) -> int:
         kept = table.filter(~pl.col("id").is_in(sorted(ids)))
         if kept.height == table.height:
             continue
+        mark = path.with_name(ERASED)
+        known = _named(mark)
+        if act not in known:
+            mark.write_text("".join(f"{one}\n" for one in (*known, act)))
         draft = path.with_suffix(".new")
         kept.write_parquet(draft)
         draft.replace(path)
-        mark = path.with_name("erased")
-        before = int(mark.read_text()) if mark.exists() else 0
-        mark.write_text(str(before + table.height - kept.height))
         count += table.height - kept.height
     return count
+
+
+def _named(mark: Path) -> list[str]:
+    return mark.read_text().split() if mark.exists() else []
+
+
+def left(desk: Path, act: str) -> dict[str, str]:
+    """Evidence that lost rows to this act, by the verdict's digest: the digest of what is left."""
+    from truing.tasks.evaluation.kept import load, manifest
+    from truing.tasks.seal import digest
+
+    marks = sorted((desk / "evidence").glob(f"*/{ERASED}"))
+    return {mark.parent.name: digest(manifest(load(mark.parent))) for mark in marks if act in _named(mark)}
+
+
+def excuse(settings: Settings, verdict: str) -> str | None:
+    """Why a verdict (by digest) can't be made again, if that is because people were forgotten; None if that explains it not.
+
+    What is left must be, byte for byte, what the newest of those erasures signed.
+    """
+    from truing.flows.erase import erasures
+    from truing.tasks.evaluation.kept import load, manifest
+    from truing.tasks.seal import digest
+
+    folder = settings.desk / "evidence" / verdict
+    named = _named(folder / ERASED)
+    signed = [one for one in erasures(settings) if one.id in named and verdict in one.evidence] if named else []
+    if not signed or signed[-1].evidence[verdict] != digest(manifest(load(folder))):
+        return None
+    return f"people were forgotten since ({', '.join(one.id[:12] for one in signed)}); what is left is what was signed then"
 
 
 def _plans(place: Path, problem: str, ids: frozenset[str], gate: bytes) -> int:

@@ -18,12 +18,17 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from sealed import Rule, asked, sealed_rows
 from test_ingest import ROW, Message, Site
 
 from truing.flows import erase, loop
+from truing.flows.cli.explain import proved
 from truing.flows.cli.main import parser
+from truing.infra.keys import Keyring
 from truing.infra.settings import Settings
 from truing.tasks.evaluation.audit import draw_plan, keep_plan, read_plans
+from truing.tasks.evaluation.kept import Decision, pack, store, unpack
+from truing.tasks.events.erasure import Traces
 from truing.tasks.events.lake import Lake, Store, Vault
 from truing.tasks.events.predictions import Predictions
 from truing.tasks.events.schema import encode_event, pseudonym
@@ -32,6 +37,7 @@ from truing.tasks.events.suite import validate_pending
 from truing.tasks.policy import load_policy
 from truing.tasks.problem import Problem, load_problem, split_of
 from truing.tasks.records import DatasetVersion, Split
+from truing.tasks.seal import digest
 from truing.tasks.selection.dataset import freeze
 from truing.tasks.selection.quality import tag
 
@@ -396,3 +402,26 @@ def test_who_is_unknown_leaves_everything_as_it_is(quick: House) -> None:
     before = house.vault.read("landing")
     told = house.forget("--subject", "nobody at all")
     assert told["people"] == {} and told["versions"] == [] and house.vault.read("landing").equals(before)
+
+
+def test_evidence_that_lost_a_row_is_told_from_evidence_that_was_altered(tmp_path: Path, problem: Problem) -> None:
+    """A verdict rests on 400 rows; one of them goes. `verify` says why it can't be made again, and still finds a change."""
+    policy = load_policy(ROOT / "problems" / "adult", problem)
+    settings = Settings(data=tmp_path, problems=ROOT / "problems")
+    Keyring(settings.keys).create([])
+    answers = asked(sealed_rows(problem, 400), problem, policy, Rule(problem, "occupation"))
+    files = pack(answers, problem, policy, Decision(version="1", dataset="d" * 64, key="gate", at=NOW, seed=3))
+    evaluation, verdict = unpack(files).conclude()
+    place = settings.desk / "evidence" / digest(verdict)
+    store(place, files, evaluation)
+    gone = answers.ids[7]
+    traces = Traces(problem="adult", person="c" * 32, words_only=False, rows=(gone,), events=(("t", 0, 0, 1),))
+    act = erase.Act(id="a" * 24, kind="subject", by="approver", reason="asked", at=NOW, traces=(traces,), stage="erased")
+    erase.desk(settings, {"adult": problem}, act, outbox_gone_by=NOW, topics={}, notes=[])
+    (check,) = proved(settings, problem, "1", verdict)
+    assert check.state == "ok" and "forgotten" in check.note
+    rows = pl.read_parquet(place / "rows.parquet")
+    assert rows.height == 399 and gone not in rows["id"]
+    rows.with_columns(positive=~pl.col("positive")).write_parquet(place / "rows.parquet")
+    (check,) = proved(settings, problem, "1", verdict)
+    assert check.state == "differs"
