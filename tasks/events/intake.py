@@ -26,6 +26,7 @@ from truing.tasks.events.stream import Chunk, Place
 from truing.tasks.events.subjects import Subjects, day, owner
 
 RECENT = 300_000  # identities kept in memory, about 40 MB; older doubles are dropped by the join
+NAMED = 1_000  # messages at the end of a partition among which one that claims an id is looked for
 BLOCK = 2_000  # messages judged at once: 50,000 objects would not fit the processor's cache
 _DISPOSITIONS = pl.Series(["landed", "duplicate"])
 _DATALESS = [name for name in LANDING if name != "data"]
@@ -78,16 +79,13 @@ class Recent:
 def recall(vault: Vault, mark: Callable[[str], int], limit: int = RECENT) -> Recent:
     """The memory rebuilt from what landed last; `mark` as in `Glance`."""
     recent = Recent(limit)
-    landed = (
-        vault.scan("landing")
-        .filter(pl.col("disposition").is_in(["landed", "erased"]))  # what was forgotten does not land again
-        .select("problem", "type", "source", "prediction_id", "event_id", "landed_at")
-        .sort("landed_at")
-        .tail(limit)
-        .drop("landed_at")
-        .collect()
-    )
-    recent.add(mark(identity_text(*row)) for row in landed.iter_rows())
+    landed = vault.scan("landing").filter(pl.col("disposition").is_in(["landed", "erased"]))  # the forgotten stay out too
+    times = landed.select("landed_at").collect()["landed_at"]
+    if len(times) > limit:  # found by one column: a start takes no longer because the lake is large
+        landed = landed.filter(pl.col("landed_at") >= times.top_k(limit).min())
+    columns = ("problem", "type", "source", "prediction_id", "event_id")
+    last = landed.select(*columns, "landed_at").collect().sort("landed_at").tail(limit).drop("landed_at")
+    recent.add(mark(identity_text(*row)) for row in last.iter_rows())
     dead = vault.landing(disposition="dead", columns=["landed_at", "data"]).sort("landed_at").tail(limit)
     recent.add(dead_identity(data) for data in dead["data"] if data)
     return recent
@@ -105,17 +103,25 @@ def app_of(group: str, topic: str, partition: int, epoch: int) -> str:
 
 def places(vault: Vault, group: str, topic: str) -> dict[int, Place]:
     """Where to go on in each partition, from what the commits recorded, with the last message that claims an id as anchor."""
+    rows = vault.scan("landing").filter(pl.col("topic") == topic)
+    ends = rows.group_by("partition", "epoch").agg(pl.col("offset").max()).collect()
+    newest = {partition: (epoch, offset) for partition, epoch, offset in ends.sort("epoch").iter_rows()}
+    last = pl.DataFrame(
+        [(partition, *where) for partition, where in newest.items()],
+        schema={"partition": pl.Int32, "epoch": pl.Int32, "last": pl.Int64}, orient="row",
+    )  # fmt: skip
+    lowest = last["last"].min() or 0
+    near = rows.filter(pl.col("offset") > lowest - NAMED, pl.col("event_id") != "")
+    near = near.join(last.lazy(), on=["partition", "epoch"]).filter(pl.col("offset") > pl.col("last") - NAMED)
+    named = near.select("partition", "offset", "event_id").collect().sort("offset")
+    anchors = {partition: (offset, name) for partition, offset, name in named.iter_rows()}
     found: dict[int, Place] = {}
-    rows = vault.scan("landing").filter(pl.col("topic") == topic).select("partition", "epoch", "offset", "event_id")
-    named = (pl.col("event_id") != "") & (pl.col("epoch") == pl.col("epoch").last())
-    anchor = pl.col("offset", "event_id").filter(named).last().name.prefix("anchor_")
-    last = rows.sort("epoch", "offset").group_by("partition").agg(pl.col("epoch", "offset").last(), anchor).collect()
-    for partition, epoch, offset, anchor_offset, event_id in last.iter_rows():
+    for partition, (epoch, offset) in newest.items():
         following = vault.transaction("landing", app_of(group, topic, partition, epoch))
         if following is None:  # landed under another group: this one begins where that one stopped
             following = offset + 1
-        at = -1 if anchor_offset is None else anchor_offset
-        found[partition] = Place(epoch=epoch, offset=following, anchor_offset=at, anchor_id=event_id or "")
+        at, name = anchors.get(partition, (-1, ""))
+        found[partition] = Place(epoch=epoch, offset=following, anchor_offset=at, anchor_id=name)
     return found
 
 
