@@ -19,6 +19,7 @@ import pytest
 
 from truing.flows.errands import STALE_S, Trigger, decide
 from truing.flows.keeper import Busy, Keeper, drain
+from truing.flows.landing import Landing
 from truing.infra import broker
 from truing.infra.control import Askers, signed
 from truing.infra.heartbeat import last_beat
@@ -276,7 +277,9 @@ def test_there_is_one_keeper_for_one_data_folder(site: Site) -> None:
 
 @pytest.mark.services
 def test_a_vault_that_can_not_be_written_is_waited_for_and_loses_nothing(site: Site) -> None:
-    """`landing` is a file where a folder should be, until it is taken away."""
+    """`landing` is a file where a folder should be, until it is taken away. More is sent than may wait between the threads."""
+    small = site.settings.ingest.model_copy(update={"batch": 4})
+    site.settings = site.settings.model_copy(update={"ingest": small})
     keeper = site.keeper()
     block = site.settings.vault / "landing"
     block.write_text("in the way")
@@ -291,6 +294,30 @@ def test_a_vault_that_can_not_be_written_is_waited_for_and_loses_nothing(site: S
         keeper.stop.set()
         runs.join()
     assert Counter(Vault(site.settings.vault).landing()["disposition"]) == {"landed": 30}
+
+
+@pytest.mark.services
+def test_what_somebody_else_has_landed_is_not_landed_again_and_nothing_behind_it_is_skipped(site: Site) -> None:
+    """Another owner of the partitions commits between this keeper's start and its first batch, of which there are several."""
+    small = site.settings.ingest.model_copy(update={"batch": 4})
+    site.settings = site.settings.model_copy(update={"ingest": small})
+    keeper = site.keeper()
+    mine = keeper.landing
+    site.send(*(site.prediction(n) for n in range(10)))
+    given = {"problems": keeper.problems, "proofs": mine.proofs, "split_salt": mine.split_salt}
+    other = Landing(site.settings, **given, stop=threading.Event(), log=site.said.append)
+    other.drain()
+    other.reader.close()
+    site.send(*(site.prediction(n) for n in range(10, 30)))
+    runs = threading.Thread(target=keeper.run)
+    runs.start()
+    try:
+        until(lambda: keeper.tally["landed"] == 20)
+    finally:
+        keeper.stop.set()
+        runs.join()
+    assert Counter(Vault(site.settings.vault).landing()["prediction_id"]) == Counter(f"p{n}" for n in range(30))
+    assert any("read the positions again" in text for text in site.said)
 
 
 # --- starting runs ------------------------------------------------------------------------------------------------------------
