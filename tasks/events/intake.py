@@ -110,7 +110,7 @@ def places(vault: Vault, group: str, topic: str) -> dict[int, Place]:
         [(partition, *where) for partition, where in newest.items()],
         schema={"partition": pl.Int32, "epoch": pl.Int32, "last": pl.Int64}, orient="row",
     )  # fmt: skip
-    lowest = last["last"].min() or 0
+    lowest = min((offset for _, offset in newest.values()), default=0)
     near = rows.filter(pl.col("offset") > lowest - NAMED, pl.col("event_id") != "")
     near = near.join(last.lazy(), on=["partition", "epoch"]).filter(pl.col("offset") > pl.col("last") - NAMED)
     named = near.select("partition", "offset", "event_id").collect().sort("offset")
