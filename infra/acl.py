@@ -8,7 +8,7 @@ table keeps a leaked password from reading what people said, and from deleting i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from truing.infra.broker import administrator, connection
 from truing.infra.settings import Settings
@@ -21,12 +21,13 @@ OPERATOR, ADMIN = "operator", "admin"
 
 
 class Right(Record, frozen=True, order=True):
-    """One line: `identity` may do `operation` (READ, WRITE, DELETE; each lets it describe, too) on `topic`."""
+    """One line: `identity` may do `operation` on that topic or group; READ, WRITE and DELETE let it describe, too."""
 
     identity: str
     topic: str
     operation: str
     why: str = ""
+    kind: Literal["topic", "group"] = "topic"
 
 
 def source(problem: str, name: str) -> str:
@@ -65,19 +66,30 @@ def rights(settings: Settings, problems: Mapping[str, Problem]) -> list[Right]:
     return found
 
 
+def marks(settings: Settings, problems: Mapping[str, Problem]) -> list[Right]:
+    """Who tells and who hears what has landed: it stands as the committed offsets of a group (`watermark.py`)."""
+    tells = Right(identity="ingest", topic=settings.kafka.group, operation="READ", why="tells what has landed", kind="group")
+    hear = ("gateway", OPERATOR, *(source(name, one) for name, problem in sorted(problems.items()) for one in problem.sources))
+    why = "keeps what it sent until then"
+    return [
+        tells,
+        *(Right(identity=one, topic=settings.kafka.group, operation="DESCRIBE", why=why, kind="group") for one in hear),
+    ]
+
+
 def commands(table: Iterable[Right], settings: Settings, principals: Mapping[str, str] | None = None) -> list[str]:
     """The same for people with a cluster of their own: lines for Kafka's `kafka-acls.sh`.
 
     `principals` names those that differ, {"ingest": "User:CN=ingest"}.
     """
-    lines: dict[tuple[str, str], list[str]] = {}
+    lines: dict[tuple[str, str, str], list[str]] = {}
     for right in table:
-        lines.setdefault((right.identity, right.topic), []).append(right.operation.capitalize())
+        lines.setdefault((right.identity, right.kind, right.topic), []).append(right.operation.capitalize())
     where = f"--bootstrap-server {settings.kafka.bootstrap} --command-config admin.properties"
     return [
         f"kafka-acls.sh {where} --add --allow-principal '{_principal(who, principals)}' "
-        f"{' '.join(f'--operation {one}' for one in operations)} --topic '{topic}'"
-        for (who, topic), operations in lines.items()
+        f"{' '.join(f'--operation {one}' for one in operations)} --{kind} '{name}'"
+        for (who, kind, name), operations in lines.items()
     ]
 
 
@@ -86,7 +98,8 @@ def apply(
 ) -> tuple[int, int]:
     """Make the broker's list hold the table; (added, removed). Repeated, it does nothing.
 
-    With `prune` every other rule about topics goes: for a broker of ours alone. Raises Unavailable when it refuses.
+    With `prune` every other rule goes, about topics and groups as far as the table has such: for a broker of ours alone.
+    Raises Unavailable when it refuses.
     """
     from kafka.admin import (
         ACL,
@@ -99,19 +112,22 @@ def apply(
     )
     from kafka.errors import KafkaError
 
-    wanted = {(_principal(one.identity, principals), one.topic, one.operation) for one in table}
+    table = list(table)
+    wanted = {(_principal(one.identity, principals), one.kind, one.topic, one.operation) for one in table}
     client = administrator(settings)
     try:
-        every = ACLFilter(
-            principal=None, host=None, operation=ACLOperation.ANY, permission_type=ACLPermissionType.ANY,
-            resource_pattern=ResourcePatternFilter(ResourceType.TOPIC, None, _any_pattern()),
-        )  # fmt: skip
-        there, error = client.describe_acls(every)
-        _raise(error)
-        known = {_line(one): one for one in there}
+        known: dict[tuple[str, str, str, str], Any] = {}
+        for kind in {ResourceType[one.kind.upper()] for one in table}:
+            every = ACLFilter(
+                principal=None, host=None, operation=ACLOperation.ANY, permission_type=ACLPermissionType.ANY,
+                resource_pattern=ResourcePatternFilter(kind, None, _any_pattern()),
+            )  # fmt: skip
+            there, error = client.describe_acls(every)
+            _raise(error)
+            known |= {_line(one): one for one in there}
         missing = [
-            ACL(who, "*", ACLOperation[operation], ACLPermissionType.ALLOW, ResourcePattern(ResourceType.TOPIC, topic))
-            for who, topic, operation in sorted(wanted - set(known))
+            ACL(who, "*", ACLOperation[operation], ACLPermissionType.ALLOW, ResourcePattern(ResourceType[kind.upper()], name))
+            for who, kind, name, operation in sorted(wanted - set(known))
         ]
         surplus = [one for line, one in known.items() if line not in wanted] if prune else []
         if missing:
@@ -132,11 +148,12 @@ def given(settings: Settings, identity: str) -> dict[str, Any]:
     return connection(settings, identity)
 
 
-def _line(acl: Any) -> tuple[str, str, str]:
+def _line(acl: Any) -> tuple[str, str, str, str]:
     """Rules that are not plain permissions for all hosts are lines of their own kind."""
     plain = acl.permission_type.name == "ALLOW" and acl.host == "*" and acl.resource_pattern.pattern_type.name == "LITERAL"
     mark = "" if plain else f" {acl.permission_type.name} {acl.host} {acl.resource_pattern.pattern_type.name}"
-    return acl.principal, acl.resource_pattern.resource_name, acl.operation.name + mark
+    pattern = acl.resource_pattern
+    return acl.principal, pattern.resource_type.name.lower(), pattern.resource_name, acl.operation.name + mark
 
 
 def _exactly(acl: Any) -> Any:

@@ -212,7 +212,8 @@ class Stack:
         ensure_topics(self.settings)
         if self.settings.kafka.broker == "kafka" and self.settings.kafka.security_protocol.startswith("SASL"):
             problems = {name: problem for name, (problem, _) in catalog(self.settings.problems).items()}
-            acl.apply(self.settings, acl.rights(self.settings, problems), prune=True)
+            table = [*acl.rights(self.settings, problems), *acl.marks(self.settings, problems)]
+            acl.apply(self.settings, table, prune=True)
 
     def _stop(self, progress: Progress) -> bool:
         states = self.states()

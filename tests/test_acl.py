@@ -27,6 +27,7 @@ from truing.infra.catalog import catalog
 from truing.infra.keys import Keyring
 from truing.infra.settings import Settings
 from truing.infra.stack import Stack
+from truing.infra.watermark import Announcer, Mark, Watermark
 from truing.tasks.errors import Unavailable
 from truing.tasks.events.stream import Publisher, Reader
 from truing.tasks.problem import Problem
@@ -127,6 +128,27 @@ def secured(tmp_path_factory: pytest.TempPathFactory, on_apache: In) -> Iterator
         yield settings
     finally:
         stack.down()
+
+
+@pytest.mark.services
+def test_only_a_keeper_tells_what_has_landed_and_all_who_send_hear_it(secured: Settings) -> None:
+    group, topic = secured.kafka.group, secured.kafka.topic
+    said = {0: Mark(0, 7, "a.1")}
+    for identity in ("gateway", "source-adult.outcomes", "trainer"):
+        teller = Announcer(broker.connection(secured, identity), group, topic)
+        assert not teller.tell({0: Mark(0, 999, "forged")}), identity
+        teller.close()
+    teller = Announcer(broker.connection(secured, "ingest"), group, topic)
+    assert teller.tell(said)
+    teller.close()
+    for identity in ("gateway", "source-adult.outcomes", "operator"):
+        hearer = Watermark(broker.connection(secured, identity), group, topic)
+        assert hearer() == said, identity
+        hearer.close()
+    stranger = Watermark(broker.connection(secured, "trainer"), group, topic)
+    with pytest.raises(Unavailable, match="expected the group"):
+        stranger()
+    stranger.close()
 
 
 @pytest.mark.services

@@ -49,14 +49,14 @@ def do_acl(args: argparse.Namespace, settings: Settings) -> int:
     from truing.tasks.errors import UsageError
 
     problems = {name: problem for name, (problem, _) in catalog(settings.problems).items()}
-    found, known = acl.rights(settings, problems), acl.identities(problems)
+    found, known = [*acl.rights(settings, problems), *acl.marks(settings, problems)], acl.identities(problems)
     principals = dict(one.partition("=")[::2] for one in args.principal)
     if wrong := sorted(name for name, principal in principals.items() if name not in known or not principal):
         raise UsageError(f"keys acl --principal: expected NAME=PRINCIPAL with a name of {', '.join(known)}, got {wrong}")
     lines = [
         {
             "principal": principals.get(one.identity, f"User:{one.identity}"),
-            "topic": one.topic,
+            "topic": one.topic if one.kind == "topic" else f"{one.topic} (group)",
             "may": one.operation,
             "why": one.why,
         }
