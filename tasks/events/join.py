@@ -354,8 +354,8 @@ def increment(vault: Vault, lake: Lake, problems: Mapping[str, Problem], *, salt
         if last is not None
     }
     if not exact:  # a compaction mixed old with new: leave out what both tables hold, by position
-        both = [store.transactions(table, ends) for store, table in stores]
-        starts = {app: min(have[app] or 0 for have in both) for app in ends}
+        recorded = [store.transactions(table, ends) for store, table in stores]
+        starts = {app: min(have[app] or 0 for have in recorded) for app in ends}
         app = pl.format(f"{APP}:{{}}:{{}}:{{}}", "topic", "partition", "epoch")
         start = app.replace_strict(starts, default=0, return_dtype=pl.Int64)
         fresh = fresh.filter(pl.col("offset") >= start)

@@ -33,10 +33,10 @@ from ports import free_ports
 
 from truing.infra import apache
 from truing.infra.broker import address, connection, quiet_client
-from truing.infra.outbox import Outbox
 from truing.infra.heartbeat import last_beat
 from truing.infra.keepers import part
 from truing.infra.keys import keyring
+from truing.infra.outbox import Outbox
 from truing.infra.settings import Settings, load
 from truing.tasks.errors import TruingError
 from truing.tasks.events.intake import places
