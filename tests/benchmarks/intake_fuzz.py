@@ -46,7 +46,7 @@ from truing.tasks.events.schema import Proofs, Reason, judge
 from truing.tasks.events.stream import Chunk, Publisher, Reader
 from truing.tasks.problem import Problem, load_problem
 
-BLOCK, HANG_S, LEAK_MB, REMEMBERED = 2000, 30, 64.0, 20_000
+BLOCK, HANG_S, STUCK_S, LEAK_MB, REMEMBERED = 2000, 30, 90.0, 64.0, 20_000
 SALT, SPLIT = b"s" * 32, b"p" * 32
 # --- through the door ---------------------------------------------------------------------------------------------------------
 
@@ -214,7 +214,7 @@ class Site:
 
 
 def over_a_broker(folder: Path, base: Base, door: Door, count: int) -> dict[str, Any]:
-    """`count` mutated messages in batches of 50, every tenth batch with a mark whose byte is turned on the disk."""
+    """`count` mutated messages in batches of 50, in every fortieth a mark whose bytes are turned on the disk."""
     site = Site(folder)
     where = broker.connection(site.settings)
     source, sent, marks = mutated(base), [], []
@@ -222,7 +222,7 @@ def over_a_broker(folder: Path, base: Base, door: Door, count: int) -> dict[str,
         publisher = Publisher(where, site.settings.kafka.topic, linger_ms=20, batch_size=1 << 20, max_request_size=4 << 20)
         while len(sent) < count:
             batch = [one for one in (next(source) for _ in range(60)) if len(one[1] or b"") < 200_000][:50]
-            if len(sent) // 50 % 10 == 3:
+            if len(sent) // 50 % 40 == 3:
                 marks.append(b"mark-%06d-spoiled" % len(sent))
                 batch[7] = ("spoiled", b'{"id":"' + marks[-1] + b'"}')
             publisher.publish([(b"k", value) for _, value in batch])  # type: ignore[misc]
@@ -234,14 +234,14 @@ def over_a_broker(folder: Path, base: Base, door: Door, count: int) -> dict[str,
         site.start()
         reader = Reader(where, site.settings.kafka.topic)
         found: dict[int, tuple[bytes | None, str]] = {}
-        twice, end, quiet = 0, time.monotonic() + 120, 0
-        while len(found) < len(sent) and time.monotonic() < end and quiet < 300:
+        twice, moved = 0, time.monotonic()
+        while len(found) < len(sent) and time.monotonic() - moved < STUCK_S:
             try:
                 chunks = reader.poll(100, BLOCK)
             except Unavailable:
                 time.sleep(0.1)
                 continue
-            quiet = 0 if chunks else quiet + 1
+            moved = time.monotonic() if chunks else moved
             for chunk in chunks:
                 twice += sum(offset in found for offset, _ in chunk.records)
                 found |= {offset: (value, chunk.reason) for offset, value in chunk.records}
