@@ -274,7 +274,11 @@ class Room:
     def _kill_curate(self, point: Point) -> Callable[[], None]:
         def act() -> None:
             with self.fleet.armed(point.target, point.when, point.about) as reached:
-                code = self._curate()
+                for _ in range(20):  # there may be no new row since the last window
+                    code = self._curate()
+                    if reached():
+                        break
+                    time.sleep(0.5)
                 if not reached() or code != -9:
                     self.told.broken.append(f"curate was to die at: {point.name}, it ended with {code}")
             self.told.kills[point.name] += 1
