@@ -409,9 +409,42 @@ def test_a_report_cut_short_by_a_crash_is_made_again(lake: Lake, tmp_path: Path)
     assert path.read_bytes()[-2:] == b"}\n"
 
 
+ODD = [
+    GOOD,
+    GOOD | {"age": 300},
+    GOOD | {"job": "<b>"},
+    GOOD | {"job": 7, "age": 300},
+    GOOD | {"colour": 1},
+    GOOD | {"age": None},
+]
+
+
 def test_small_windows_need_no_great_expectations_for_the_same_answer(validator: Validator) -> None:
-    rows = [GOOD, GOOD | {"age": 300}, GOOD | {"job": "<b>"}]
-    quick, slow = (validate(frame(rows), SUITE, TOY, now=0.0, validator=one) for one in (None, validator))
+    quick, slow = (validate(frame(ODD), SUITE, TOY, now=0.0, validator=one) for one in (None, validator))
     assert isinstance(quick, WindowReport)
     assert (quick.success, set(quick.failed)) == (slow.success, set(slow.failed))
-    assert [one.type for one in quick.findings] == ["row_checks"]
+    told = [{(one.type, one.column, one.failed, one.expected) for one in report.findings} for report in (quick, slow)]
+    assert told[0] == told[1]
+
+
+def test_a_large_window_gets_the_same_answer_from_checks_and_a_sample(validator: Validator) -> None:
+    """Past a thousand rows the checks answer for the rows; the window's own expectations see the good ones."""
+    rows = people(1500, seed=8) + ODD
+    suite = profile(frame(people(600)), TOY)
+    large = validate(frame(rows), suite, TOY, now=0.0, validator=validator)
+    assert (large.success, list(large.failed)) == (True, ["r1501", "r1503", "r1504", "r1505"])
+    assert all(not one.failed or one.rows for one in large.findings)
+
+
+def test_where_checks_and_great_expectations_differ_it_decides_and_says_so(
+    validator: Validator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from truing.tasks.events import window_rows
+
+    monkeypatch.setattr(window_rows, "compile", lambda suite, problem: lambda batch: [None for _ in batch])
+    rows = people(1500, seed=8) + [GOOD | {"age": 300}] * 40
+    report = validate(frame(rows), SUITE, TOY, now=0.0, validator=validator)
+    assert len(report.failed) >= 40
+    assert [one.expected for one in report.findings if one.type == "row_checks"] == [
+        "the checks at the door to agree with Great Expectations"
+    ]

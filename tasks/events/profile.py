@@ -63,6 +63,8 @@ def _delay(rows: pl.DataFrame) -> float:
 
 def _of_numbers(name: str, spec: Input, values: list[Any]) -> list[dict[str, Any]]:
     numbers = np.array([float(value) for value in values if type(value) in (int, float)])
+    if not numbers.size:
+        return []
     low, high, mean = float(numbers.min()), float(numbers.max()), float(numbers.mean())
     found = []
     if spec.min is None and spec.max is None:

@@ -27,8 +27,9 @@ from harness import Measured, main, say
 
 from truing.infra.settings import quiet
 from truing.tasks.events import checks, rules
-from truing.tasks.events.expectations import Validator, judge_rows
 from truing.tasks.events.rules import expectation
+from truing.tasks.events.validator import Validator
+from truing.tasks.events.window_rows import judge_rows
 from truing.tasks.problem import Input, Problem
 
 MANY = (0.45, 0.4, 0.15)  # shares of columns with no, one and two expectations beside those of their problem
