@@ -193,11 +193,12 @@ def _expire_dead(settings: Settings, *, now: float, log: Callable[[str], None]) 
 def outbox(settings: Settings, *, now: float) -> dict[str, float]:
     """When the gateway's outbox holds nothing of the person any more, at the latest, while the gateway runs.
 
-    It empties itself: an event goes out within seconds, is kept `gateway.keep_s` for resending, then deleted with its segment.
+    It empties itself: an event goes out within seconds and is deleted, with its segment, when it has landed; if no keeper lands
+    it, `gateway.keep_most_s` after that.
     """
-    place = settings.data / "outbox"
+    place = settings.data / "outbox" / "gateway"
     held = any(path.stat().st_size for path in place.glob("*.log"))
-    return {"outbox_gone_by": now + settings.gateway.keep_s + 10.0 if held else now}
+    return {"outbox_gone_by": now + settings.gateway.keep_most_s + 10.0 if held else now}
 
 
 # --- the steward's step -------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ power cut too; answers that wait at the same time share one fsync. Without, it s
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import struct
 import threading
@@ -71,14 +72,15 @@ class Outbox:
         keep_s: float,
         sentinel: tuple[str, int] | None = None,
         watermark: Callable[[], Mapping[int, Mark]] | None = None,
+        most_s: float = math.inf,
         most_bytes: int = 1 << 30,
         sync: bool = True,
         log: Callable[[str], None],
     ) -> None:
         """`sentinel` is the address of a broker whose death can lose acknowledged events: a silent connection to it is held,
         and when it breaks, everything still kept is sent again. `watermark` tells up to where the lake has the topic; with it
-        `keep_s` only counts while it was never told. Beyond `most_bytes` the oldest acknowledged events go, landed or not.
-        Raises Unavailable when another process holds the folder."""
+        `keep_s` only counts while it was never told. What was acknowledged `most_s` ago, and beyond `most_bytes` the oldest
+        of what was acknowledged, goes landed or not. Raises Unavailable when another process holds the folder."""
         self.folder = folder
         self.keep_s = keep_s
         self.last_publish: float | None = None
@@ -87,7 +89,7 @@ class Outbox:
         self._publisher = publisher
         self._sentinel = Sentinel(sentinel) if sentinel else None
         self._landed = Landed(watermark, forgetful=sentinel is not None) if watermark else None
-        self._most_bytes = most_bytes
+        self._most_s, self._most_bytes = most_s, most_bytes
         self._log = log
         self._guard = threading.Lock()
         self._disk = Disk(folder) if sync else None
@@ -331,7 +333,8 @@ class Outbox:
             return False
         if self._landed is None or not segment.placed or not self._landed.told:
             return segment.acknowledged <= now - self.keep_s
-        return kept > self._most_bytes or self._landed.has(segment.places)
+        over = kept > self._most_bytes or segment.acknowledged <= now - self._most_s
+        return over or self._landed.has(segment.places)
 
     def _rewind(self) -> None:
         """The broker died: what it acknowledged lately may be gone with it. Send all that is kept again."""

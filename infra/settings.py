@@ -133,7 +133,8 @@ class Steward(_Part):
 class Gateway(_Part):
     poll_s: float = Field(0.5, gt=0, description="seconds between looks while the registry can't tell of changes")
     sync: bool = Field(True, description="an answer waits until the disk has its event (fsync): it survives a power cut")
-    keep_s: float = Field(60.0, ge=0, description="how long acknowledged events stay in the outbox if no keeper tells what landed")
+    keep_s: float = Field(60.0, ge=0, description="how long acknowledged events stay in the outbox if no keeper ever told")
+    keep_most_s: float = Field(86_400.0, ge=0, description="how long at most, landed or not: the outbox holds people's data")
     max_rows: int = Field(50_000, ge=1, description="most rows in one request")
 
 

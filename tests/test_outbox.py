@@ -15,6 +15,7 @@ from serving import until
 from truing.infra.disk import Disk
 from truing.infra.outbox import Outbox
 from truing.infra.sender import Message
+from truing.infra.watermark import Mark
 from truing.tasks.errors import DataError, Unavailable
 
 
@@ -82,6 +83,52 @@ def test_acknowledged_events_are_kept_for_the_grace_then_dropped(tmp_path: Path)
         box.start()  # a new process opens a new file; the old one may go once it is acknowledged again
         until(lambda box=box: box.waiting == 0)
         until(lambda box=box, left=left: (box.kept_bytes > 0) == bool(left))
+        box.close()
+
+
+class Broker(Collector):
+    """Says where what it took stands: one partition, offsets from 0 on."""
+
+    def publish(self, messages: Any) -> dict[int, int]:
+        super().publish(messages)
+        return {0: len(self.taken)}
+
+
+def test_what_has_landed_goes_and_what_has_not_stays(tmp_path: Path) -> None:
+    """Three events, two of them below the watermark: all of the file stays; with the third it goes."""
+    upto = [2]
+    box = Outbox(tmp_path, Broker(), keep_s=0.0, watermark=lambda: {0: Mark(0, upto[0], "a")}, log=[].append)
+    box.start()
+    box.append([(b"k", b"v%d" % n) for n in range(3)])
+    until(lambda: box.waiting == 0 and box._landed is not None and box._landed.told)
+    box._more.set()
+    assert box.kept == 3 and box.kept_bytes > 0
+    upto[0] = 3
+    until(lambda: box.kept == 0 and box.kept_bytes == 0)
+    box.append([(b"k", b"next")])
+    until(lambda: box.waiting == 0)
+    assert box.kept == 1 and len(list(tmp_path.glob("*.log"))) == 1
+    box.close()
+
+
+@pytest.mark.parametrize("limit", [{"most_s": 0.0}, {"most_bytes": 0}])
+def test_what_never_lands_goes_at_the_limit(tmp_path: Path, limit: dict[str, Any]) -> None:
+    box = Outbox(tmp_path, Broker(), keep_s=60.0, watermark=lambda: {0: Mark(0, 0, "a")}, log=[].append, **limit)
+    box.start()
+    box.append([(b"k", b"v")])
+    until(lambda: box.waiting == 0 and box.kept == 0)
+    box.close()
+
+
+def test_while_nobody_tells_the_grace_counts(tmp_path: Path) -> None:
+    def away() -> dict[int, Mark]:
+        raise Unavailable("no rights")
+
+    for keep_s, left in ((60.0, 1), (0.0, 0)):
+        box = Outbox(tmp_path / str(keep_s), Broker(), keep_s=keep_s, watermark=away, log=[].append)
+        box.start()
+        box.append([(b"k", b"v")])
+        until(lambda box=box, left=left: box.waiting == 0 and box.kept == left)
         box.close()
 
 

@@ -337,23 +337,26 @@ def test_a_pipe_that_never_ends_is_sent_as_it_comes(run: Any, broker: Settings, 
 
 
 @pytest.mark.services
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_sending_that_was_killed_is_sent_again_and_lands_once(
-    run: Any, broker: Settings, tmp_path: Path, problem: Problem
+    run: Any, broker: Settings, tmp_path: Path, problem: Problem, number: signal.Signals
 ) -> None:
-    """600 rows without id, 60 of them equal, at 400 events a second; SIGKILL when some have arrived; then the same file again.
+    """600 rows without id, 60 of them equal, at 400 events a second; killed when some have arrived; then the same file again.
 
-    Every row has one name: 600 predictions and 600 outcomes, whatever came twice."""
+    Every row has one name: 600 predictions and 600 outcomes, whatever came twice. Who presses Ctrl-C is told so."""
     lines = [row(problem, age=20 + n % 60, capital_gain=n // 10 * 10, income=">50K") for n in range(540)]
     lines += [row(problem, income="<=50K")] * 60
     file = write(tmp_path / "rows.jsonl", lines)
     process = sending(broker, file, "--source", "history", "--rate", "400")
     until(lambda: len(topic(broker, problem)) >= 200, 30)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    if number == signal.SIGINT:
+        assert process.returncode == 130 and b"send the same again: what arrived before lands once" in err
     before = topic(broker, problem)
     assert 200 <= len(before) < 1200
-    code, out, err = run(file, "--source", "history")
-    assert code == 0 and "600 rows sent as 1200 events" in out, err
+    code, out, said = run(file, "--source", "history")
+    assert code == 0 and "600 rows sent as 1200 events" in out, said
     found = topic(broker, problem)
     assert len(found) == len(before) + 1200 and not any(one.reason for one in found)
     assert len({one.identity for one in found}) == 1200

@@ -76,6 +76,7 @@ class Service:
             Sender(settings.kafka.topic, connection(settings)),
             keep_s=settings.gateway.keep_s,
             watermark=self._watermark,
+            most_s=settings.gateway.keep_most_s,
             sync=settings.gateway.sync,
             sentinel=address(settings) if settings.kafka.broker == "embedded" else None,
             log=log,
