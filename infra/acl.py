@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from truing.infra.broker import administrator, connection
+from truing.infra.broker import administrator
 from truing.infra.settings import Settings
 from truing.tasks.errors import Unavailable
 from truing.tasks.problem import Problem
@@ -141,11 +141,6 @@ def apply(
         raise Unavailable(f"the Kafka broker at {settings.kafka.bootstrap}: expected to set its ACLs, got {said}") from None
     finally:
         client.close()
-
-
-def given(settings: Settings, identity: str) -> dict[str, Any]:
-    """What a client of this identity is configured with on a broker of ours: for those who hand it on."""
-    return connection(settings, identity)
 
 
 def _line(acl: Any) -> tuple[str, str, str, str]:

@@ -6,12 +6,14 @@ import logging
 import re
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import polars as pl
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ScramMechanism, UserScramCredentialUpsertion
@@ -21,6 +23,7 @@ from pydantic import SecretStr
 from test_tls import Authority
 
 from truing.flows.cli.main import main
+from truing.flows.keeper import Keeper, drain
 from truing.infra import acl, apache, broker
 from truing.infra.accounts import create_keys
 from truing.infra.catalog import catalog
@@ -29,6 +32,8 @@ from truing.infra.settings import Settings
 from truing.infra.stack import Stack
 from truing.infra.watermark import Announcer, Mark, Watermark
 from truing.tasks.errors import Unavailable
+from truing.tasks.events.lake import Vault
+from truing.tasks.events.schema import encode_event
 from truing.tasks.events.stream import Publisher, Reader
 from truing.tasks.problem import Problem
 
@@ -199,6 +204,33 @@ def test_rights_are_set_once_and_what_nobody_has_any_more_goes(secured: Settings
     with pytest.raises(Unavailable, match=r"^the Kafka broker at [^\n]+: expected to set its ACLs, got [^\n]+$"):
         gateway = secured.kafka.model_copy(update={"broker": "external", **_login(secured, "gateway")})
         acl.apply(secured.model_copy(update={"kafka": gateway}), table)
+
+
+@pytest.mark.services
+def test_a_keeper_lands_what_gateway_and_source_sent_each_under_its_own_name(secured: Settings) -> None:
+    ring, now = Keyring(secured.keys), time.time()
+    asked = {"inputs": {"age": 40}, "answer": {"label": "<=50K", "confidence": 0.8}}
+    given: dict[str, Any] = {"problem": "adult", "prediction_id": "p", "time": now}
+    messages = {
+        "gateway": encode_event("prediction", data=asked, id="q", source="gateway", source_key=ring.read("wire"), **given),
+        "source-adult.outcomes": encode_event(
+            "outcome", data={"label": ">50K"}, id="o", source="outcomes", source_key=ring.source("adult", "outcomes"), **given
+        ),
+    }
+    for identity, message in messages.items():
+        publisher = Publisher(broker.connection(secured, identity), secured.kafka.topic)
+        publisher.publish([message])
+        publisher.close()
+    keeper = Keeper(secured.model_copy(update={"office": "ingest"}), start=lambda *_: "run", log=print)
+    try:
+        drain(keeper)
+        keeper.landing.reader.trim({0: 0})  # it may
+        assert keeper.landing.reader.notes == []
+    finally:
+        keeper.close()
+    landed = Vault(secured.vault).landing().filter(pl.col("event_id").is_in(["q", "o"]))
+    assert landed.height == 2
+    assert dict(landed.select("event_id", "disposition").iter_rows())["o"] == "landed"
 
 
 def _login(settings: Settings, identity: str) -> dict[str, Any]:
