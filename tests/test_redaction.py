@@ -18,7 +18,7 @@ from truing.tasks.problem import REDACTIONS, Redaction, load_problem
 
 ALL = Redactor()
 PROBLEMS = Path(__file__).parent.parent / "problems"
-QUICK = settings(max_examples=150, deadline=None)
+QUICK = settings(max_examples=150, deadline=None, derandomize=True)
 
 # --- makers of true things ----------------------------------------------------------------------------------------------------
 

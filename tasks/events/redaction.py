@@ -171,7 +171,8 @@ def _phones(text: str) -> _Spans:
                 continue
             if re.fullmatch(r"\+?\d{1,3}(?:\.\d{3})+", said):  # +12.345.678: a number with thousands
                 continue
-            yield found.span()
+            opens = said.startswith("(") and ")" not in said  # a bracket around it, not around its area code
+            yield found.start() + opens, found.end()
     for found in _CUED.finditer(text):
         if not _DATE.match(found[1]):
             yield found.span(1)
