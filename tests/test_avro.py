@@ -28,6 +28,7 @@ from truing.infra.settings import Settings, load
 from truing.tasks.errors import DataError, SettingsError, Unavailable
 from truing.tasks.events.avro import Codec, avro_schema, canonical, number, unfit
 from truing.tasks.events.lake import Vault
+from truing.tasks.events.said import Names, Speaker
 from truing.tasks.events.schema import Proofs, Reason, claimed_id, encode_event, judge
 from truing.tasks.problem import Problem
 
@@ -178,6 +179,17 @@ def test_an_event_says_the_same_in_avro_and_in_json(registry: StandIn, problem: 
         assert (here.reason, there.reason) == ("", "") and key == plain_key and value[:1] == b"\0"
         assert here.body == there.body and here.identity == there.identity and here.subject == there.subject
         assert claimed_id(value) == claimed_id(plain) == "e-1"
+
+
+def test_a_row_of_a_file_is_sent_as_avro_and_checked_by_the_door_before(registry: StandIn, problem: Problem) -> None:
+    speaker = Speaker(problem, "history", KEY, now=NOW, avro=codec(registry))
+    row = {name: (40 if spec.type == "number" else "Private") for name, spec in problem.inputs.items()} | {"income": ">50K"}
+    made = speaker.messages(row, Names(endless=False))
+    found = [judge(value, proofs=door(problem, codec(registry)), now=NOW) for _, value in made]
+    assert [(one.type, one.reason) for one in found] == [("prediction", ""), ("outcome", "")]
+    assert all(value[0] == 0 for _, value in made)
+    with pytest.raises(DataError, match="at most 262144 bytes as JSON"):
+        speaker.messages(row | {"occupation": "x" * 262_000}, Names(endless=False))
 
 
 def test_one_altered_byte_is_never_believed(registry: StandIn, problem: Problem) -> None:
