@@ -18,6 +18,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from truing.infra.broker import connection
 from truing.infra.settings import Settings
 from truing.infra.watermark import Mark
@@ -26,10 +28,11 @@ from truing.tasks.events import checks as row_checks
 from truing.tasks.events.glance import Glance
 from truing.tasks.events.intake import Batch, app_of, land, places, recall
 from truing.tasks.events.lake import Stale, Vault
+from truing.tasks.events.redaction import Redactor
 from truing.tasks.events.schema import Proofs
 from truing.tasks.events.stream import Chunk, Reader
 from truing.tasks.events.subjects import commits
-from truing.tasks.problem import Problem
+from truing.tasks.problem import Problem, load_problem
 
 RETRY_S = 0.5  # before something that was away is tried again
 FEW = 500  # records: fewer are waited for a moment
@@ -94,12 +97,14 @@ class Landing:
             self._recorded[app] = None if self.vault.transaction("landing", app) is None else place.offset
 
     def refresh_checks(self) -> None:
-        """Compile the row checks of every problem whose suite is new or changed."""
+        """Compile the row checks of every problem whose suite, or `[redaction]`, is new or changed."""
         for name, problem in self.problems.items():
             suite = row_checks.load(problem, folder=self.settings.problems / name, kept=self.settings.lake / "expectations")
-            if name not in self._suites or suite != self._suites[name]:
-                self._suites[name] = suite
-                self.glance.refresh(name, suite, row_checks.compile(suite, problem))
+            redaction = load_problem(self.settings.problems / name).redaction
+            if name not in self._suites or (suite, redaction) != self._suites[name]:
+                self._suites[name] = suite, redaction
+                redactor = Redactor.of(msgspec.structs.replace(problem, redaction=redaction))
+                self.glance.refresh(name, suite, row_checks.compile(suite, problem), redactor)
 
     def gather(self) -> list[Chunk]:
         """Records for one commit: up to `ingest.batch`; after the first few, what comes within `ingest.linger_ms`."""
@@ -132,6 +137,8 @@ class Landing:
         kafka = self.settings.kafka
         apps = {app_of(kafka.group, kafka.topic, *where): offset for where, offset in batch.positions.items()}
         expected = {app: self._recorded.get(app) for app in apps}  # None: the first commit of a new epoch
+        for partition, epoch in batch.positions:  # nor has another owner gone on to an epoch that this one has not noticed
+            expected[app_of(kafka.group, kafka.topic, partition, epoch + 1)] = None
         with commits(self.settings.vault):  # nobody's key is destroyed between sealing and commit
             frame = batch.sealed(self.vault.sealing())
             self.vault.append("landing", frame, app=list(apps.items()), expect=expected)

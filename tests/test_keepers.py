@@ -322,3 +322,20 @@ def test_garbage_at_the_end_of_what_was_read_does_not_hide_that_the_log_is_anoth
             assert names[f"{partition}:{place.anchor_offset}"] == place.anchor_id != ""
     finally:
         keeper.close()
+
+
+@pytest.mark.services
+def test_who_has_not_noticed_a_new_epoch_is_refused(site: Site) -> None:
+    """Another owner of the partition reads epoch 1 already; ours still takes the broker's log for that of epoch 0."""
+    keeper = Keeper(site.settings, start=lambda *_: "", log=print, number=None)
+    ours, theirs = keeper.landing, _another(keeper)
+    try:
+        site.send(0, 50)
+        early, late = _all(theirs), ours.judge(_all(ours))
+        theirs.commit(theirs.judge([chunk._replace(epoch=1) for chunk in early]))
+        with pytest.raises(Stale, match=r"expected truing:user-events:\d:1 at None"):
+            ours.commit(late)
+        assert site.landed().height == 50
+    finally:
+        theirs.reader.close()
+        keeper.close()
