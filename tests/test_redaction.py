@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,13 @@ import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from ports import free_ports
+from test_ingest import ROW, Site
 
+from truing.infra.settings import Settings
 from truing.tasks.errors import ProblemError
 from truing.tasks.events.contract import KINDS
+from truing.tasks.events.lake import Vault
 from truing.tasks.events.redaction import Redactor, luhn
 from truing.tasks.problem import REDACTIONS, Redaction, load_problem
 
@@ -240,3 +246,25 @@ def test_a_problem_says_what_is_redacted_and_a_wrong_rule_is_named(tmp_path: Pat
     (folder / "problem.toml").write_text(text + given.replace("occupation", "shoes"))
     with pytest.raises(ProblemError, match="shoes"):
         load_problem(folder)
+
+
+def test_a_rule_that_is_added_while_the_keeper_runs_holds_from_then_on(
+    tmp_path: Path, settings_in: Callable[..., Settings]
+) -> None:
+    """Before, the name stays; then `problem.toml` names the column, and what lands has it no more."""
+    shutil.copytree(PROBLEMS, tmp_path / "problems")
+    file = tmp_path / "problems" / "adult" / "problem.toml"
+    kafka = {"broker": "embedded", "bootstrap": f"127.0.0.1:{free_ports(1)[0]}"}
+    site = Site(settings_in(tmp_path, problems=tmp_path / "problems", kafka=kafka), load_problem(file.parent))
+    keeper = site.keeper()
+    try:
+        for n in range(2):
+            site.send(site.prediction(n, inputs=ROW | {"occupation": "bob@example.com"}))
+            keeper.landing.drain()
+            file.write_text(file.read_text() + '\n[redaction]\ninputs = ["occupation"]\n' if n == 0 else file.read_text())
+            keeper.landing.refresh_checks()
+    finally:
+        keeper.close()
+        site.close()
+    before, after = Vault(site.settings.vault).landing(columns=["data"])["data"]
+    assert b"bob@example.com" in before and b"bob@example.com" not in after and b"[email]" in after

@@ -124,8 +124,8 @@ class Rules:
         self.names = Names(known.problem, salt, split_salt)
         self.refresh(None, lambda rows: [None] * len(rows))
 
-    def refresh(self, suite: Suite | None, check: Check) -> None:
-        self.check, self.redactor = check, Redactor.of(self.problem)
+    def refresh(self, suite: Suite | None, check: Check, redactor: Redactor | None = None) -> None:
+        self.check, self.redactor = check, redactor or Redactor.of(self.problem)
         self.tight = tight(self.problem, suite)
 
     def reading(self, kind: str) -> tuple[Callable[[bytes], Any], Callable[[str, bytes, Any], bytes] | None]:
@@ -249,9 +249,9 @@ class Glance:
         self._wire = states(proofs.wire)
         self._lanes = _Lanes(self.rules)
 
-    def refresh(self, problem: str, suite: Suite | None, check: Check) -> None:
-        """New row checks of a problem, compiled, and the suite that they were compiled from."""
-        self.rules[problem].refresh(suite, check)
+    def refresh(self, problem: str, suite: Suite | None, check: Check, redactor: Redactor | None = None) -> None:
+        """New row checks of a problem, compiled, and the suite that they were compiled from; what is redacted from now on."""
+        self.rules[problem].refresh(suite, check, redactor)
         self._lanes = _Lanes(self.rules)
 
     def mark(self, identity: str) -> int:
