@@ -34,7 +34,8 @@ class DeadTopic:
         self.settings = settings
         self._vault = Vault(settings.vault)
         self._version: int | None = None  # of landing, up to which all is told
-        self._sure = False  # nothing of an earlier process stands on the topic untold
+        self._sure = False  # nothing of an earlier process stands on the topic untold, and `_at` is where it ended
+        self._at: dict[int, int] = {}
         self._producer: Any = None
 
     def forward(self) -> int:
@@ -77,14 +78,14 @@ class DeadTopic:
             name = ":".join(str(one[key]) for key in ("topic", "partition", "epoch", "offset"))
             if name not in sent_before:
                 messages.append((name.encode(), _message(name, one)))
-        ends = self._ends()
+        ends = dict(self._at) if self._sure else self._ends()
         if messages:
             for partition, offset in self._send(messages):
                 ends[partition] = offset + 1  # lower than before where the broker lost its tail
         seq = (self._vault.transaction(TABLE, TABLE) or 0) + 1
         line = pl.DataFrame([("", str(seq), seq, msgspec.json.encode({"ends": ends}).decode())], schema=RECORDS, orient="row")
         self._vault.append(TABLE, line, app=[*apps.items(), (TABLE, seq)], expect=expect)
-        self._sure = True
+        self._sure, self._at = True, ends
         return len(messages)
 
     def _send(self, messages: list[tuple[bytes | None, bytes]]) -> list[tuple[int, int]]:

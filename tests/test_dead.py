@@ -337,9 +337,11 @@ def test_after_a_compaction_old_letters_are_not_told_again(site: Site) -> None:
         site.send((b"k", b"garbage %d" % n))
         site.drained()
         assert topic.forward() == 1
-    Vault(site.settings.vault).compact(above=1)
+    merged = Vault(site.settings.vault).compact(above=1)
+    assert {"landing", "dead_sent"} <= merged.keys()
     assert topic.forward() == 0
     topic.close()
+    assert DeadTopic(site.settings).forward() == 0
     assert len(told(site)) == 3
 
 

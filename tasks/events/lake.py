@@ -441,7 +441,7 @@ class Store:
         )
 
 
-_RECORD_TABLES = ("releases", "alerts", "datasets", "trials", "windows")
+_RECORD_TABLES = ("releases", "alerts", "datasets", "trials", "windows", "requests", "dead_acts", "dead_sent")
 
 
 def conform(frame: pl.DataFrame, schema: Mapping[str, type_], *, where: str = "the frame") -> pl.DataFrame:
