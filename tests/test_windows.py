@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,10 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from test_ingest import ROW
 
+from truing.flows.cli.main import main
+from truing.flows.curate import judge
 from truing.tasks.errors import DataError, ProblemError
 from truing.tasks.events import checks
 from truing.tasks.events.checks import BETWEEN, IN_SET, REGEX, expectation
@@ -32,8 +37,9 @@ from truing.tasks.events.suite import (
     validated_revision,
 )
 from truing.tasks.events.window_page import page, summary
-from truing.tasks.problem import Input, Problem
+from truing.tasks.problem import Input, Problem, load_problem
 
+ROOT = Path(__file__).resolve().parent.parent
 TOY = Problem(
     name="toy",
     kind="tabular",
@@ -448,3 +454,43 @@ def test_where_checks_and_great_expectations_differ_it_decides_and_says_so(
     assert [one.expected for one in report.findings if one.type == "row_checks"] == [
         "the checks at the door to agree with Great Expectations"
     ]
+
+
+# --- for people ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_person_sees_what_is_out_mends_the_suite_and_has_it_judged_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems, data = tmp_path / "problems", tmp_path / "data"
+    shutil.copytree(ROOT / "problems" / "adult", problems / "adult")
+    rows = [ROW | {"age": 20 + n} for n in range(40)]
+    lake = Lake(data / "lake")
+    lake.append("rows", states(rows, 7).with_columns(pl.lit("adult").alias("problem")))
+    suite_file(problems / "adult", expectation("expect_column_mean_to_be_between", column="age", max_value=30))
+    (first,) = judge(lake, load_problem(problems / "adult"), problems / "adult", force=True)
+    assert first.reason == "age: expected a mean of at most 30, got 39.5"
+
+    def truing(*words: str) -> str:
+        assert main(["windows", *words, "--data", str(data), "--problems", str(problems)]) == 0
+        return capsys.readouterr().out
+
+    assert "1 windows judged, 1 rejected" in truing("list", "--rejected")
+    assert "age: expected a mean of at most 30" in truing("list")
+    suite_file(problems / "adult", expectation("expect_column_mean_to_be_between", column="age", max_value=50))
+    assert truing("again") == "adult:7-7: in, 0 rows alone\n"
+    assert truing("again") == "no window left rows out under another suite than today's\n"
+    shown = truing("show", "7-7", "--html", str(tmp_path / "window.html"))
+    assert shown.index("admitted") < shown.index("rejected")
+    assert "Judged before" in (tmp_path / "window.html").read_text()
+    assert [one["success"] for one in json.loads(truing("show", "7-7", "--json"))["judgements"]] == [False, True]
+    assert main(["windows", "show", "1-2", "--data", str(data), "--problems", str(problems)]) == 2
+    assert "see `truing windows list`" in capsys.readouterr().err
+
+
+def test_curate_judges_again_by_itself_what_a_mended_suite_may_let_in(lake: Lake, tmp_path: Path) -> None:
+    folder = suite_file(tmp_path / "toy", expectation("expect_column_mean_to_be_between", column="pay", max_value=1))
+    assert [one.success for one in judge(lake, TOY, folder, force=True)] == [False]
+    assert judge(lake, TOY, folder, force=True) == []
+    suite_file(folder, expectation("expect_column_mean_to_be_between", column="pay", max_value=100))
+    assert [one.success for one in judge(lake, TOY, folder, force=True)] == [True]
