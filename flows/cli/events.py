@@ -22,8 +22,8 @@ from truing.flows.cli.output import Bar, flat, note, result
 from truing.tasks.errors import DataError, TruingError, Unavailable, UsageError
 
 if TYPE_CHECKING:
-    from truing.infra.sentinel import Sentinel
     from truing.infra.lines import Line
+    from truing.infra.sentinel import Sentinel
     from truing.infra.settings import Settings
     from truing.tasks.events.said import Names, Speaker
 
@@ -128,8 +128,10 @@ class Job:
                 yield made
         if not self.rows and not self.rejected:
             raise DataError(f"{self.name}: expected rows, got none; send some")
-        if self.size:
-            bar(self.size)
+        if isinstance(bar, Ticker):
+            bar.end()
+        else:
+            bar(bar.of)
 
     def _lines(self) -> Iterable[Line | None]:
         from truing.infra.lines import read, stream
@@ -138,8 +140,8 @@ class Job:
 
     def send(self, settings: Settings) -> int:
         from truing.infra.broker import address, connection, ensure_topics, quiet_client
-        from truing.infra.sentinel import Sentinel
         from truing.infra.sender import Sender
+        from truing.infra.sentinel import Sentinel
 
         quiet_client()
         ensure_topics(settings)
@@ -272,6 +274,10 @@ class Ticker:
             self.shown = now
             sys.stderr.write(f"\r{self.what}: {done:,} events")
             sys.stderr.flush()
+
+    def end(self) -> None:
+        if self.live and self.shown:
+            sys.stderr.write("\n")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
