@@ -179,7 +179,7 @@ def test_a_folder_that_cannot_hold_the_suite_is_one_line(tmp_path: Path) -> None
 def test_compiled_checks_and_great_expectations_agree_row_by_row(validator: Validator) -> None:
     """A slice of what tests/benchmarks/checks_agree.py asks of 10,000 windows. Many rows fail, many hold."""
     failing = rows = 0
-    for seed in (194, 438, 3236, *range(500_000, 500_030)):
+    for seed in (194, 438, 3236, *range(500_000, 500_020)):
         many, refused, _, wrong = checks_agree.compared(seed, validator)
         assert wrong == []
         failing, rows = failing + refused, rows + many
@@ -204,8 +204,8 @@ def test_an_int_beyond_any_float_is_out_of_range_not_an_error(given: int) -> Non
 
 
 def test_the_first_look_never_lets_through_what_the_tests_refuse() -> None:
-    """A thousand generated suites, with rows of one column more, less, or another one."""
-    for seed in range(1000):
+    """Two hundred generated suites, with rows of one column more, less, or another one."""
+    for seed in range(200):
         problem, suite, rows = checks_agree.drawn(np.random.default_rng(seed))
         check = checks.compile(suite, problem)
         assert check(rows) == [check([row])[0] for row in rows]
