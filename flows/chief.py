@@ -125,7 +125,8 @@ class Chief:
                 self.changed.set()
                 self.stop.wait(RETRY_S)
             took = time.monotonic() - begun
-            self.stop.wait(max(took, self.settings.ingest.join_every_s - took))  # never more than half of the time
+            every = self.settings.ingest.join_every_s
+            self.stop.wait(max(every - took, min(took, every)))  # intake gets its turn, and a slow machine no second wait
 
     def compaction(self) -> None:
         """Small files are merged beside the joins, which never wait for it."""

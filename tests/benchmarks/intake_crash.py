@@ -8,6 +8,7 @@ valid event that they took on counts once and is in its row, and every invalid o
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import subprocess
 import sys
@@ -400,6 +401,7 @@ def measure(arguments: argparse.Namespace) -> Measured:
     table = [f"{'killed':<40}" + "".join(f"{kind:>10}" for kind in halves)]
     table += [f"{name:<40}" + "".join(f"{told.kills[name]:>10}" for told in halves.values()) for name in points]
     table += [f"{'the broker':<40}" + "".join(f"{told.broker_kills:>10}" for told in halves.values())]
+    beside["load_1m"] = os.getloadavg()[0]
     broken = [f"{kind}: {line}" for kind, told in halves.items() for line in told.broken]
     return Measured(figures, beside, table, broken)
 

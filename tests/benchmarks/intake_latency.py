@@ -159,7 +159,8 @@ def measure(arguments: argparse.Namespace) -> Measured:
             stack.down()
     figures, broken = found
     table = [f"{key:<12} {value}" for key, value in figures.items()]
-    return Measured(figures, {"kafka": why} if why else {}, table, broken)
+    beside = {"kafka": why, "load_1m": os.getloadavg()[0]} if why else {"load_1m": os.getloadavg()[0]}
+    return Measured(figures, beside, table, broken)
 
 
 def _under_fire(settings: Settings, stack: Stack, minutes: float) -> tuple[dict[str, Any], list[str]]:
