@@ -31,7 +31,7 @@ NOW = 1_790_000_000.0
 
 
 def row(problem: Problem, **more: Any) -> dict[str, Any]:
-    return {name: (40 if spec.type == "number" else "Private") for name, spec in problem.inputs.items()} | more
+    return {name: (12 if spec.type == "number" else "Private") for name, spec in problem.inputs.items()} | more
 
 
 def write(path: Path, lines: list[dict[str, Any]]) -> str:
@@ -106,7 +106,7 @@ def said(problem: Problem, line: dict[str, Any], types: tuple[str, ...] = ("pred
 def test_a_row_is_a_prediction_and_its_label_an_outcome(problem: Problem) -> None:
     both = said(problem, row(problem, sex="Female", income=">50K", subject="s", time=NOW - 5))
     assert [(one.type, one.reason) for one in both] == [("prediction", ""), ("outcome", "")]
-    assert both[0].body.groups == {"sex": "Female", "age": 40} and both[1].body.label == ">50K"
+    assert both[0].body.groups == {"sex": "Female", "age": 12} and both[1].body.label == ">50K"
     assert both[0].prediction_id == both[1].prediction_id and both[0].time == NOW - 5
     (late,) = said(problem, {"id": "p-1", "income": ">50K", "outcome_time": "2026-09-01T00:00:00Z"})
     assert late.type == "outcome" and late.prediction_id == "p-1"
@@ -133,6 +133,7 @@ def test_every_type_that_a_source_may_send_can_be_named(problem: Problem) -> Non
         ({"age": ...}, "expected the inputs age too"),
         ({"age": "forty"}, "age: expected a number, got 'forty'; mend it"),
         ({"age": None}, "age: expected a number, got none; fill it in"),
+        ({"age": 400}, "age: expected 0 to 120, got 400; mend it"),
         ({"income": "rich"}, "income: expected one of <=50K, >50K, got 'rich'"),
         ({"time": "yesterday"}, "time: expected Unix seconds or 2026-11-23T03:40:00Z, got 'yesterday'"),
         ({"time": NOW + 9999}, "time: the event is 9999 s ahead"),

@@ -6,7 +6,8 @@ outcome). A *word* names its `type` and has the fields of that type's data besid
     {"type": "outcome", "prediction_id": "p-17", "label": ">50K", "time": "2026-11-23T03:40:00Z"}
     {"type": "preference", "prompt": "…", "chosen": "…", "rejected": "…", "actor": "anna"}
 
-What was made is shown to the reader's own door before it goes out, so what the door would refuse is told here, with the field.
+What was made is shown to the reader's own door before it goes out, so what the door would refuse is told here, with the field;
+so is what problem.toml demands of an input. Further row checks (the problem's suite) are the keeper's alone.
 Events are named after `id` or content, never after the time of sending: the same file sent twice lands once.
 """
 
@@ -45,7 +46,9 @@ class Speaker:
         self._key = key
         self._encode = encode_event if avro is None else avro.write
         others = {name: key if name == source else b"-" for name in problem.sources}
-        self._door = Proofs.of([problem], wire=b"-", salt=b"-", keys={problem.name: others}, avro=None if avro is None else avro.read)
+        self._door = Proofs.of(
+            [problem], wire=b"-", salt=b"-", keys={problem.name: others}, avro=None if avro is None else avro.read
+        )
         self._known: set[tuple[str, ...]] = set()  # columns that were found good
 
     def messages(self, row: Mapping[str, Any], name: Callable[[bytes], str]) -> list[tuple[bytes, bytes]]:
@@ -163,7 +166,14 @@ class Speaker:
             if not spec.optional:
                 raise DataError(f"{field}: expected a {spec.type}, got none; fill it in")
             return None
-        return _number(field, value) if spec.type == "number" else _text(field, value)
+        made = _number(field, value) if spec.type == "number" else _text(field, value)
+        if isinstance(made, str):
+            if spec.values is not None and made not in spec.values:
+                raise DataError(f"{field}: expected one of {', '.join(spec.values)}, got {_shown(made)}; mend it")
+        elif (spec.min is not None and made < spec.min) or (spec.max is not None and made > spec.max):
+            low, high = ("any" if one is None else f"{one:g}" for one in (spec.min, spec.max))
+            raise DataError(f"{field}: expected {low} to {high}, got {_shown(made)}; mend it")
+        return made
 
     def _group(self, field: str, value: Any) -> str | int | float | bool | None:
         if isinstance(value, float) and not math.isfinite(value):
