@@ -149,14 +149,16 @@ def destroy(vault: Vault, lake: Lake, traces: Iterable[Traces]) -> int:
 def erase(vault: Vault, lake: Lake, problem: Problem, traces: Traces, *, salt: bytes) -> dict[str, int]:
     """Delete the traces and rejoin what only loses words. Returns rows changed, by table. `salt` parts subjects into splits.
 
-    Of a landed event stays that it was there, under its id (so that it does not land again), without who and what.
+    Of a landed event stays that it was there, under its id (so that it does not land again), without who and what; of a dead
+    letter only its place and reason.
     """
     counts = {"landing": 0, "dead": 0, "rows": 0, "holdout": 0, "samples": 0, "rejoined": 0}
     nobody = {"disposition": "'erased'"} | {name: "NULL" for name in ("data", "subject", "actor", "actor_kind", "detail")}
+    nothing = nobody | dict.fromkeys(("event_id", "source", "problem"), "''")  # what it claimed may be a name
     for some in _by_place(traces.events):
         counts["landing"] += vault.rewrite("landing", f"({some}) AND disposition IN ('landed', 'duplicate')", nobody)
     for some in _by_place(traces.dead):
-        counts["dead"] += vault.rewrite("landing", f"({some}) AND disposition = 'dead'")
+        counts["dead"] += vault.rewrite("landing", f"({some}) AND disposition = 'dead'", nothing)
     of = f"problem = {_quoted(problem.name)}"
     for some in _lists("id", (*traces.rows, *traces.touched)):
         counts["rows"] += lake.rewrite("rows", f"{of} AND {some}")
