@@ -185,16 +185,22 @@ def test_of(one: Mapping[str, Any], problem: Problem, functions: Mapping[str, Ro
     if kind == NULL:
         return lambda value: None if value is None else "no value, got one"
     if kind in (IN_SET, NOT_IN_SET):
-        values = frozenset(kwargs.get("value_set") or ())
-        if kind == IN_SET:
-            return lambda value: None if value is None or value in values else "one of its listed values, got another"
-        return lambda value: "none of the excluded values, got one" if value is not None and value in values else None
+        return _listed(kwargs.get("value_set") or (), number, wanted=kind == IN_SET)
     if kind in (REGEX, NOT_REGEX):
         return _matches(re.compile(kwargs["regex"]), wanted=kind == REGEX)
     if kind == LENGTH:
         length = kwargs["value"]
         return lambda value: None if value is None or len(value) == length else f"a length of {length:g}, got another"
     return _between(kwargs, number)
+
+
+def _listed(values: Sequence[Any], number: bool, *, wanted: bool) -> Test:
+    """Numbers are compared as floats, as in a column of them: beyond 2^53 several ints are one."""
+    listed = frozenset(as_float(value) if number and isinstance(value, int | float) else value for value in values)
+    word = "one of its listed values, got another" if wanted else "none of the excluded values, got one"
+    if number:
+        return lambda value: None if value is None or (as_float(value) in listed) is wanted else word
+    return lambda value: None if value is None or (value in listed) is wanted else word
 
 
 def _matches(pattern: re.Pattern[str], *, wanted: bool) -> Test:

@@ -1,6 +1,6 @@
 """Do the row checks at the door and Great Expectations say the same, row by row, on generated windows?
 
-    python tests/benchmarks/checks_agree.py [--windows 10000] [--processes N]
+    python tests/benchmarks/checks_agree.py [--windows 10000] [--first SEED] [--processes N]
 
 Every window has a problem and a suite of its own, and up to twenty rows: types, nulls and absent columns, edges of bounds and
 strict ones, regular expressions, lengths, value sets, shares (`mostly`), Unicode, NaN, infinities, numbers beyond a float's,
@@ -166,7 +166,8 @@ def block(seeds: range) -> tuple[int, int, int, float, list[str]]:
 
 def measure(arguments: argparse.Namespace) -> Measured:
     windows = min(arguments.windows, 400) if arguments.quick else arguments.windows
-    blocks = [range(start, min(start + BLOCK, windows)) for start in range(0, windows, BLOCK)]
+    first, end = arguments.first, arguments.first + windows
+    blocks = [range(start, min(start + BLOCK, end)) for start in range(first, end, BLOCK)]
     count = rows = failing = 0
     seconds, wrong = 0.0, list[str]()
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
@@ -187,6 +188,7 @@ def measure(arguments: argparse.Namespace) -> Measured:
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--windows", type=int, default=10_000, help="how many windows (default: 10,000; --quick: at most 400)")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first window (default: 0)")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="default: one a core")
 
 
