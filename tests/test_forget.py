@@ -24,6 +24,7 @@ from test_ingest import ROW, Message, Site
 from truing.flows import erase, loop
 from truing.flows.cli.explain import proved
 from truing.flows.cli.main import parser
+from truing.flows.erase_desk import _descent
 from truing.infra.keys import Keyring
 from truing.infra.settings import Settings
 from truing.tasks.evaluation.audit import draw_plan, keep_plan, read_plans
@@ -37,6 +38,7 @@ from truing.tasks.events.suite import validate_pending
 from truing.tasks.policy import load_policy
 from truing.tasks.problem import Problem, load_problem, split_of
 from truing.tasks.records import DatasetVersion, Split
+from truing.tasks.release.versions import Version
 from truing.tasks.seal import digest
 from truing.tasks.selection.dataset import freeze
 from truing.tasks.selection.quality import tag
@@ -425,3 +427,18 @@ def test_evidence_that_lost_a_row_is_told_from_evidence_that_was_altered(tmp_pat
     rows.with_columns(positive=~pl.col("positive")).write_parquet(place / "rows.parquet")
     (check,) = proved(settings, problem, "1", verdict)
     assert check.state == "differs"
+
+
+def test_versions_are_named_for_their_own_rows_and_for_what_their_parents_learned() -> None:
+    def version(number: int, dataset: str, parent: int | None) -> Version:
+        tags = {"dataset": dataset, "payload": f"payload {number}"} | ({"parent": f"payload {parent}"} if parent else {})
+        return Version(problem="adult", version=str(number), created=NOW, tags=tags)
+
+    known = [
+        version(1, "clean", None),
+        version(2, "theirs", 1),
+        version(3, "later", 2),
+        version(10, "last", 3),
+        version(4, "side", 1),
+    ]
+    assert [one.version for one in _descent(known, frozenset({"theirs"}))] == ["2", "3", "10"]
