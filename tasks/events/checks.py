@@ -195,7 +195,7 @@ def test_of(one: Mapping[str, Any], problem: Problem, functions: Mapping[str, Ro
 
 
 def _listed(values: Sequence[Any], number: bool, *, wanted: bool) -> Test:
-    """Numbers are compared as floats, as in a column of them: beyond 2^53 several ints are one."""
+    """Numbers are compared as floats, as in a column of them; a suite lists none that floats don't tell apart."""
     listed = frozenset(as_float(value) if number and isinstance(value, int | float) else value for value in values)
     word = "one of its listed values, got another" if wanted else "none of the excluded values, got one"
     if number:
@@ -212,10 +212,12 @@ def _between(kwargs: Mapping[str, Any], number: bool) -> Test:
     """A number, or the length of a text, between bounds."""
     low, high = kwargs.get("min_value"), kwargs.get("max_value")
     above, below = bool(kwargs.get("strict_min") and low is not None), bool(kwargs.get("strict_max") and high is not None)
+    ends = [f"{'above' if above else 'at least'} {low:g}"] if low is not None else []
+    ends += [f"{'below' if below else 'at most'} {high:g}"] if high is not None else []
+    word = f"{' and '.join(ends)}, got "
     low = float("-inf") if low is None else as_float(low)
     high = float("inf") if high is None else as_float(high)
     measure: Callable[[Any], float] = as_float if number else len
-    word = f"{'above' if above else 'at least'} {low:g} and {'below' if below else 'at most'} {high:g}, got "
 
     def between(value: Any) -> str | None:
         if value is None:
