@@ -30,7 +30,7 @@ NAMED = 1_000  # messages at the end of a partition among which one that claims 
 BLOCK = 2_000  # messages judged at once: 50,000 objects would not fit the processor's cache
 _DISPOSITIONS = pl.Series(["landed", "duplicate"])
 _DATALESS = [name for name in LANDING if name != "data"]
-_SAID = [name for name in _DATALESS if name not in ("topic", "partition", "offset", "epoch", "landed_at")]
+_SAID = [name for name in _DATALESS if name not in ("topic", "landed_at")]
 
 Mark = int | bytes
 """What is remembered of an identity: of an event 64 keyed bits (`Glance.mark`), of a dead letter its `dead_identity`."""
@@ -68,6 +68,10 @@ class Recent:
                 new.append(True)
         self._forget()
         return new
+
+    def drop(self, marks: Iterable[Mark]) -> None:
+        for mark in marks:
+            self._known.pop(mark, None)
 
     def _forget(self) -> None:
         over = len(self._known) - self.limit
@@ -155,35 +159,84 @@ def land(chunks: Sequence[Chunk], *, topic: str, glance: Glance, recent: Recent,
     nothing of the chunks was remembered.
     """
     positions: dict[tuple[int, int], int] = {}
-    judged: list[tuple[Chunk, Sequence[int] | Ints, list[bytes | None], Seen | None, dict[int, Message]]] = []
-    for chunk in chunks:
-        positions[chunk.partition, chunk.epoch] = chunk.records[-1][0] + 1
-        for offsets, values in _blocks(chunk.records):
-            if chunk.reason:
-                seen, reason, detail = None, chunk.reason, chunk.detail
-                rest = {
-                    n: Message(event_id=claimed_id(value), data=value or b"", reason=reason, detail=detail)
-                    for n, value in enumerate(values)
-                }
-            else:
-                seen = glance.look(values, now)
-                left = set(range(len(values))).difference(seen.at) if len(seen.at) < len(values) else ()
-                rest = {n: glance.single(values[n], now) for n in sorted(left)}
-            judged.append((chunk, offsets, values, seen, rest))
-    parts = []
-    for chunk, offsets, values, seen, rest in judged:
-        marks = _marks(len(values), seen, rest, glance)
-        rows = _rows(seen, rest, recent.news(marks), now)
-        order = [*(seen.at if seen else ()), *rest]
-        where = {"partition": pl.lit(chunk.partition, pl.Int32), "epoch": pl.lit(chunk.epoch, pl.Int32)}
-        rows.frame = rows.frame.with_columns(offset=pl.Series(np.asarray(offsets, np.int64)[order]), **where)
-        parts.append(rows)
-    frame = pl.concat([part.frame for part in parts])
-    frame = frame.with_columns(topic=pl.lit(topic), landed_at=pl.lit(now, pl.Float64)).select(_DATALESS)
-    texts, families, owners = (
-        [one for part in parts for one in getattr(part, name)] for name in ("texts", "families", "owners")
-    )
+    part, remembered = _Part(), list[Mark]()
+    try:
+        for chunk in chunks:
+            positions[chunk.partition, chunk.epoch] = chunk.records[-1][0] + 1
+            for offsets, values in _blocks(chunk.records):
+                _judge(part, chunk, offsets, values, glance, recent, remembered, now)
+    except BaseException:
+        recent.drop(remembered)
+        raise
+    frame = part.whole().with_columns(topic=pl.lit(topic), landed_at=pl.lit(now, pl.Float64)).select(_DATALESS)
+    texts, families, owners = (seen + rest for seen, rest in zip(part.seen, part.rest, strict=True))
     return Batch(frame, texts, families, owners, positions, _counts(frame))
+
+
+class _Part:
+    """Rows as they gather: those seen at a glance as frames, the others as tuples; of each kind (texts, families, owners)."""
+
+    def __init__(self) -> None:
+        self.frames: list[pl.DataFrame] = []
+        self.rows: list[tuple[Any, ...]] = []
+        self.seen: list[list[Any]] = [[], [], []]
+        self.rest: list[list[Any]] = [[], [], []]
+
+    def whole(self) -> pl.DataFrame:
+        rest = pl.DataFrame(self.rows, schema={name: LANDING[name] for name in _SAID}, orient="row")
+        return pl.concat([*(frame.select(_SAID) for frame in self.frames), rest])
+
+
+def _judge(
+    part: _Part,
+    chunk: Chunk,
+    offsets: Sequence[int] | Ints,
+    values: list[bytes | None],
+    glance: Glance,
+    recent: Recent,
+    remembered: list[Mark],
+    now: float,
+) -> None:
+    """One block: its objects are gone again, but for columns, before the next one comes."""
+    if chunk.reason:
+        seen, reason, detail = None, chunk.reason, chunk.detail
+        rest = {
+            n: Message(event_id=claimed_id(value), data=value or b"", reason=reason, detail=detail)
+            for n, value in enumerate(values)
+        }
+    else:
+        seen = glance.look(values, now)
+        left = set(range(len(values))).difference(seen.at) if len(seen.at) < len(values) else ()
+        rest = {n: glance.single(values[n], now) for n in sorted(left)}
+    marks = _marks(len(values), seen, rest, glance)
+    new = recent.news(marks)
+    remembered += [mark for mark, fresh in zip(marks, new, strict=True) if fresh and mark is not None]
+    if seen is not None and seen.at:
+        again = [place for place, at in enumerate(seen.at) if not new[at]]
+        part.frames.append(_columns(seen, again, chunk, np.asarray(offsets, np.int64)))
+        for place in again:
+            seen.raws[place], seen.families[place] = b"", ""
+        part.seen[0] += seen.raws
+        part.seen[1] += seen.families
+        part.seen[2] += seen.owners
+    for at, one in rest.items():
+        _row(part, one, (chunk.partition, int(offsets[at]), chunk.epoch), new[at], now)
+
+
+def _row(part: _Part, one: Message, where: tuple[int, int, int], new: bool, now: float) -> None:
+    """One message that was judged singly."""
+    disposition = "duplicate" if not new else "dead" if one.reason else "landed"
+    why = (str(one.reason), one.detail) if disposition == "dead" else ("", "")
+    part.rows.append(
+        (
+            *where, one.event_id, one.type, one.source or None, one.time or None, one.problem or None, one.prediction_id,
+            one.subject, one.actor, one.actor_kind or None, disposition, *why,
+        )
+    )  # fmt: skip
+    texts, families, owners = part.rest
+    texts.append(one.data if new else b"")
+    families.append("" if not new else "dead" if one.reason else one.family)
+    owners.append(day(now) if one.reason else owner(one.subject, one.actor, one.source))
 
 
 def _blocks(records: Sequence[tuple[int, bytes | None]]) -> Iterator[tuple[Sequence[int] | Ints, list[bytes | None]]]:
@@ -212,46 +265,8 @@ def _marks(count: int, seen: Seen | None, rest: Mapping[int, Message], glance: G
     return marks
 
 
-class _Part(msgspec.Struct):
-    """Rows of one block, those that were seen at a glance first: `frame` as in Batch, but for position, topic and time."""
-
-    frame: pl.DataFrame
-    texts: list[bytes]
-    families: list[str]
-    owners: list[str]
-
-
-def _rows(seen: Seen | None, rest: Mapping[int, Message], new: Sequence[bool], now: float) -> _Part:
-    frames: list[pl.DataFrame] = []
-    texts: list[bytes] = []
-    families: list[str] = []
-    owners: list[str] = []
-    if seen is not None and seen.at:
-        again = [place for place, at in enumerate(seen.at) if not new[at]]
-        frames.append(_columns(seen, again))
-        texts, families, owners = seen.raws, seen.families, seen.owners
-        for place in again:
-            texts[place], families[place] = b"", ""
-    rows: list[tuple[Any, ...]] = []
-    for at, one in rest.items():
-        disposition = "duplicate" if not new[at] else "dead" if one.reason else "landed"
-        why = (str(one.reason), one.detail) if disposition == "dead" else ("", "")
-        rows.append(
-            (
-                one.event_id, one.type, one.source or None, one.time or None, one.problem or None, one.prediction_id,
-                one.subject, one.actor, one.actor_kind or None, disposition, *why,
-            )
-        )  # fmt: skip
-        texts.append(one.data if new[at] else b"")
-        families.append("" if not new[at] else "dead" if one.reason else one.family)
-        owners.append(day(now) if one.reason else owner(one.subject, one.actor, one.source))
-    if rows:
-        frames.append(pl.DataFrame(rows, schema={name: LANDING[name] for name in _SAID}, orient="row"))
-    return _Part(pl.concat(frames), texts, families, owners)
-
-
-def _columns(seen: Seen, again: Sequence[int]) -> pl.DataFrame:
-    """Columns of what was seen at a glance; `again` are those that are duplicates."""
+def _columns(seen: Seen, again: Sequence[int], chunk: Chunk, offsets: Ints) -> pl.DataFrame:
+    """Columns of what was seen at a glance; `again` are those that are duplicates, `offsets` those of the whole block."""
     lanes, plain, many = np.array(seen.lanes, np.uint32), seen.plain, len(seen.at)
     codes = np.zeros(many, np.uint32)
     codes[list(again)] = 1
@@ -261,6 +276,9 @@ def _columns(seen: Seen, again: Sequence[int]) -> pl.DataFrame:
 
     return pl.DataFrame(
         {
+            "partition": pl.Series([chunk.partition], dtype=pl.Int32).new_from_index(0, many),
+            "offset": pl.Series(offsets[seen.at]),
+            "epoch": pl.Series([chunk.epoch], dtype=pl.Int32).new_from_index(0, many),
             "event_id": pl.Series([one.id for one in plain], dtype=pl.String),
             "type": of_lane("kind"),
             "source": of_lane("source"),

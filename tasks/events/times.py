@@ -17,10 +17,10 @@ _FIELDS = {"year": (0, 4), "month": (5, 7), "day": (8, 10), "hour": (11, 13), "m
 def unix_times(texts: Sequence[str]) -> npt.NDArray[np.float64]:
     """Unix seconds, bit for bit what `datetime.timestamp` says; NaN for what is no time with a zone."""
     found = np.full(len(texts), np.nan)
-    usual = [n for n, text in enumerate(texts) if len(text) == 27 and text.isascii()]
-    if usual:
-        chosen = texts if len(usual) == len(texts) else [texts[n] for n in usual]
-        found[usual] = _usual(np.frombuffer("".join(chosen).encode(), np.uint8).reshape(-1, 27))
+    if set(map(len, texts)) == {27} and (joined := "".join(texts)).isascii():
+        found = _usual(np.frombuffer(joined.encode(), np.uint8).reshape(-1, 27))
+    elif usual := [n for n, text in enumerate(texts) if len(text) == 27 and text.isascii()]:
+        found[usual] = _usual(np.frombuffer("".join([texts[n] for n in usual]).encode(), np.uint8).reshape(-1, 27))
     for n in np.flatnonzero(np.isnan(found)).tolist():
         found[n] = _single(texts[n])
     return found
@@ -35,15 +35,15 @@ def _single(text: str) -> float:
 
 def _usual(chars: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """Rows of 27 characters → Unix seconds; NaN where one is out of its range."""
-    sure = np.ones(len(chars), bool)
+    chars = np.ascontiguousarray(chars.T)
+    sure = np.ones(chars.shape[1], bool)
     for at, sign in _SIGNS.items():
-        sure &= chars[:, at] == ord(sign)
-    digits = chars.astype(np.int64) - ord("0")
+        sure &= chars[at] == ord(sign)
+    digits = chars - np.uint8(ord("0"))  # what is no digit wraps around to more than 9
     for start, stop in (*_FIELDS.values(), (20, 26)):
-        part = digits[:, start:stop]
-        sure &= ((part >= 0) & (part <= 9)).all(axis=1)
-    digits[~sure] = 1  # 1111-11-11, out of the way of what follows
-    field = {name: _number(digits[:, start:stop]) for name, (start, stop) in _FIELDS.items()}
+        sure &= digits[start:stop].max(axis=0) <= 9
+    digits[:, ~sure] = 1  # 1111-11-11, out of the way of what follows
+    field = {name: _number(digits[start:stop]) for name, (start, stop) in _FIELDS.items()}
     months = (field["year"] - 1970) * 12 + field["month"] - 1
     first = months.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
     following = (months + 1).astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
@@ -51,11 +51,11 @@ def _usual(chars: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     sure &= (field["day"] >= 1) & (field["day"] <= following - first)
     sure &= (field["hour"] <= 23) & (field["minute"] <= 59) & (field["second"] <= 59)
     seconds = ((first + field["day"] - 1) * 24 + field["hour"]) * 3600 + field["minute"] * 60 + field["second"]
-    return np.where(sure, (seconds * 1_000_000 + _number(digits[:, 20:26])) / 1e6, np.nan)
+    return np.where(sure, (seconds * 1_000_000 + _number(digits[20:26])) / 1e6, np.nan)
 
 
-def _number(digits: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    value = np.zeros(len(digits), np.int64)
-    for place in range(digits.shape[1]):
-        value = value * 10 + digits[:, place]
+def _number(digits: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    value = np.zeros(digits.shape[1], np.int64)
+    for place in digits:
+        value = value * 10 + place
     return value
