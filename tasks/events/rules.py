@@ -37,23 +37,11 @@ IN_SET, NOT_IN_SET = "expect_column_values_to_be_in_set", "expect_column_values_
 REGEX, NOT_REGEX = "expect_column_values_to_match_regex", "expect_column_values_to_not_match_regex"
 LENGTHS, LENGTH = "expect_column_value_lengths_to_be_between", "expect_column_value_lengths_to_equal"
 ROW_TYPES = (*TYPES, NOT_NULL, NULL, BETWEEN, IN_SET, NOT_IN_SET, REGEX, NOT_REGEX, LENGTHS, LENGTH)
+_EXACT = 2**53
 FIRST = (*TYPES, NOT_NULL, NULL)  # judged before the others: what has not its type has no range
 
-_ROW_KWARGS = frozenset(
-    (
-        "column",
-        "mostly",
-        "type_",
-        "type_list",
-        "min_value",
-        "max_value",
-        "strict_min",
-        "strict_max",
-        "value_set",
-        "regex",
-        "value",
-    )
-)
+_BOUNDS = ("min_value", "max_value", "strict_min", "strict_max")
+_ROW_KWARGS = frozenset(("column", "mostly", "type_", "type_list", *_BOUNDS, "value_set", "regex", "value"))
 _KINDS = {"number": ["int", "float"], "category": ["str"]}
 
 
@@ -199,6 +187,10 @@ def _parse_row(one: _Expectation, problem: Problem, at: str) -> None:
         if not isinstance(values, list) or not all(_number(one) if number else isinstance(one, str) for one in values):
             raise ProblemError(
                 f"{at}: value_set: expected a list of {'numbers' if number else 'strings'}, got another; mend it"
+            )
+        if number and any(abs(one) >= _EXACT for one in values):
+            raise ProblemError(
+                f"{at}: value_set: expected numbers below 2^53, which floats tell apart, got more; use {BETWEEN}"
             )
     if one.type in (REGEX, NOT_REGEX):
         try:
