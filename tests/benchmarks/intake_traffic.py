@@ -110,7 +110,7 @@ class Maker:
     def inputs(self) -> dict[str, Any]:
         pick = self.random
         note = pick.choice(
-            (None, "new customer", "has an account, salary is paid there", f"asked twice, file {pick.random():.6f}")
+            (None, "new customer", "has an account, salary is paid there", f"asked twice, file {pick.randint(1000, 99_999)}")
         )
         return {
             "age": pick.randint(18, 90),
