@@ -157,7 +157,7 @@ class Landing:
         """Land until `stop`. Raises what either thread died of."""
         gc.collect()
         gc.freeze()  # what has been imported stays: not to be looked through again and again
-        gc.set_threshold(200_000, 20, 20)  # judging makes thousands of objects and no cycles: a tenth of its time was this
+        gc.set_threshold(200_000, 20, 20)  # judging makes thousands of objects and hardly a cycle: look less often
         failed: list[BaseException] = []
         committer = threading.Thread(target=self._commits, args=(failed,), name="commits", daemon=True)
         committer.start()

@@ -1,6 +1,6 @@
 """A first look at a block of messages: what it lets through surely holds, whatever it is unsure of is judged singly.
 
-`schema.judge` is the law, 10 to 20 µs a message. The glance says the same "yes" in about 4: bodies are decoded into types made
+`schema.judge` is the law, 10 to 20 µs a message. The glance says the same "yes" in 4 to 7: bodies are decoded into types made
 from the problem (`tight`), MACs go on from hash states that have the key in them already, names of people are remembered, times
 of a whole block are read at once. It never says "no": anything else than a plain good message comes back undecided, for `judge`
 to find the reason. A test holds both equal.
@@ -40,7 +40,7 @@ from truing.tasks.problem import Problem
 Check = Callable[[Sequence[Mapping[str, Any]]], Sequence[str | None]]
 """Row checks of one problem: inputs of predictions → for each None, or what is wrong in one line."""
 
-NAMES: Final = 250_000  # people's names remembered with their hashes, a problem: about 60 MB, and 2 µs saved for each
+NAMES: Final = 250_000  # people's names remembered with their hashes, a problem: tens of MB, and about 2 µs saved each time
 LANES: Final = 4_096  # senders remembered; a person's `source` is unproven, so there may be any number
 _UNSURE: Final = (msgspec.DecodeError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
 _LENGTHS: Final = tuple("\0" * 7 + chr(n) for n in range(128))  # 8 bytes big-endian, as `seal.mac` frames its parts, for ASCII

@@ -24,7 +24,7 @@ from truing.tasks.events.schema import Message, claimed_id, identity_text
 from truing.tasks.events.stream import Chunk, Place
 from truing.tasks.events.subjects import Subjects, day, owner
 
-RECENT = 300_000  # identities kept in memory, 25 to 50 MB; older doubles are dropped by the join
+RECENT = 300_000  # identities kept in memory, tens of MB; older doubles are dropped by the join
 NAMED = 1_000  # messages at the end of a partition among which one that claims an id is looked for
 BLOCK = 2_000  # messages judged at once: 50,000 objects would not fit the processor's cache
 _DISPOSITIONS = pl.Series(["landed", "duplicate"])
