@@ -249,7 +249,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_root_without_its_folder_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="expected to read it") as caught:
+    with pytest.raises(Unavailable, match="expected the data folder") as caught:
         Vault(tmp_path / "nowhere" / "vault").landing()
     assert "\n" not in str(caught.value)
 

@@ -423,10 +423,11 @@ class Store:
                     handle.update_incremental()
                     return handle
                 handle = DeltaTable(self._uri(table), storage_options=self._options or None)
-            except TableNotFoundError as error:
+            except TableNotFoundError:
                 self._open.pop(table, None)
-                if not writing and not self.remote and not Path(self.root).parent.is_dir():
-                    raise self._unavailable(table, "read", error) from None
+                above = Path(self.root).parent
+                if not writing and not self.remote and not above.is_dir():
+                    raise Unavailable(f"expected the data folder {above}, found none; run `truing up`, or name it") from None
                 return None
             except (DeltaError, OSError) as error:
                 self._open.pop(table, None)
