@@ -84,7 +84,7 @@ class Site:
         """Which living keeper says that it is chief."""
         for number, process in self.fleet.keepers.items():
             beat = last_beat(self.settings, keepers.part(number))
-            if beat is not None and beat["pid"] == process.pid and beat["chief"]:
+            if process.poll() is None and beat is not None and beat["pid"] == process.pid and beat["chief"]:
                 return number
         return None
 
