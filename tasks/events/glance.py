@@ -44,6 +44,8 @@ NAMES: Final = 250_000  # people's names remembered with their hashes, a problem
 LANES: Final = 4_096  # senders remembered; a person's `source` is unproven, so there may be any number
 _UNSURE: Final = (msgspec.DecodeError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
 _LENGTHS: Final = tuple("\0" * 7 + chr(n) for n in range(128))  # 8 bytes big-endian, as `seal.mac` frames its parts, for ASCII
+_EMPTY: Final = _LENGTHS[0]
+_COLUMNS: Final = 12  # of `Seen`, lists all
 _SIZES: Final = tuple(n.to_bytes(8, "big") for n in range(4096))
 
 # --- the envelope -------------------------------------------------------------------------------------------------------------
@@ -88,13 +90,14 @@ class Lane:
         "sender",
         "source",
         "token",
+        "unasked",
     )  # fmt: skip
 
     def __init__(self, number: int, source: str, kind: str, rules: Rules) -> None:
         problem = rules.problem.name
         registered = rules.known.sources.get(source)
         self.number, self.source, self.kind, self.problem = number, source, kind, problem
-        self.asks = kind == "prediction"
+        self.asks, self.unasked = kind == "prediction", kind == "preference"  # the latter may name no prediction
         self.owner = f"source {source}"
         self.credit_s = rules.known.credit_s
         self.names = rules.names
@@ -210,7 +213,10 @@ class Seen(NamedTuple):
     """The good ones of a block: their places in it, and columns. `lanes` are numbers in `table`, `marks` see `Glance.mark`."""
 
     at: list[int]
-    plain: list[Plain]
+    ids: list[str]
+    asked: list[str | None]  # the prediction
+    whens: list[str]
+    actor_kinds: list[str]
     lanes: list[int]
     raws: list[bytes]
     subjects: list[str | None]
@@ -282,30 +288,23 @@ class Glance:
         lanes, secret = self._lanes, self.secret
         wire_inner, wire_outer = self._wire
         decode, same, lengths, sizes = _PLAIN.decode, hmac.compare_digest, _LENGTHS, _SIZES
-        at: list[int] = []
-        plain: list[Plain] = []
-        numbers: list[int] = []
-        raws: list[bytes] = []
-        subjects: list[str | None] = []
-        actors: list[str | None] = []
-        owners: list[str] = []
-        families: list[str] = []
-        marks: list[int] = []
+        good: list[tuple[Any, ...]] = []
+        add = good.append
         for n, value in enumerate(values):
             try:
-                if value is None or len(value) > MAX_BYTES:
+                if len(value) > MAX_BYTES:  # type: ignore[arg-type]  # of None: TypeError
                     continue
-                one = decode(value)
+                one = decode(value)  # type: ignore[arg-type]
                 lane = lanes[one.problem, one.type, one.source]
-                raw, proof, name, asked = bytes(one.data), one.proof, one.id, one.predictionid or ""
-                subject, actor = one.subject, one.actor
+                raw, proof, name, when = bytes(one.data), one.proof, one.id, one.time
+                asked, subject, actor, kind = one.predictionid, one.subject, one.actor, one.actorkind
                 if proof[:4] == "mac:":
                     state = lane.inner.copy()
-                    about, by, when = subject or "", actor or "", one.time
                     state.update(
                         f"\0\0\0\0\0\0\0\5event{lengths[len(name)]}{name}{lane.sender}{lengths[len(when)]}{when}"
-                        f"{lane.problem_part}{lengths[len(asked)]}{asked}{lengths[len(about)]}{about}"
-                        f"{lengths[len(by)]}{by}\0\0\0\0\0\0\0\6{one.actorkind}".encode("ascii")
+                        f"{lane.problem_part}{_EMPTY if asked is None else lengths[len(asked)] + asked}"
+                        f"{_EMPTY if subject is None else lengths[len(subject)] + subject}"
+                        f"{_EMPTY if actor is None else lengths[len(actor)] + actor}\0\0\0\0\0\0\0\6{kind}".encode("ascii")
                         + sizes[len(raw)]
                         + raw
                     )
@@ -313,52 +312,45 @@ class Glance:
                     code = proof[4:]
                 else:
                     until, _, code = proof.partition(".")
-                    if not lane.token or one.actorkind != "person" or int(until) <= now or not until.isdigit():
+                    if not lane.token or kind != "person" or int(until) <= now or not until.isdigit():
                         continue
                     lengths[max(len(name), len(actor or ""), len(subject or ""), len(one.source))]  # unsigned: or IndexError
                     state = wire_inner.copy()
                     state.update(
-                        f"\0\0\0\0\0\0\0\5token{lane.problem_part}{lengths[len(asked)]}{asked}"
+                        f"\0\0\0\0\0\0\0\5token{lane.problem_part}{lengths[len(asked or '')]}{asked or ''}"
                         f"{lengths[len(until)]}{until}".encode("ascii")
                     )
                     outer = wire_outer.copy()
                 outer.update(state.digest())
-                if not same(outer.hexdigest(), code) or not (asked or lane.kind == "preference"):
+                if not same(outer.hexdigest(), code) or not (asked or lane.unasked):
                     continue
                 body = lane.decode(raw)
                 if lane.beyond is not None:
                     raw = lane.beyond(lane.kind, raw, body)
                 if subject is None and lane.asks:
                     subject = f"prediction {asked}"
-                names = lane.names
                 if actor is not None:
-                    actor = names[actor][0]
+                    actor = lane.names[actor][0]
                 if subject is not None:
-                    owner, family = names[subject]
-                    subject = owner
+                    subject, family = lane.names[subject]
+                    owner = subject
                 else:
                     owner, family = lane.owner if actor is None else actor, "vault"
-                mark = hash(f"{secret}{len(asked)}:{asked}{lane.marked}{name}") if lane.people else hash(lane.marked + name)
+                mark = hash(f"{secret}{len(asked or '')}:{asked or ''}{lane.marked}{name}" if lane.people else lane.marked + name)
+                add((n, name, asked, when, kind, lane.number, raw, subject, actor, owner, family, mark))
             except _UNSURE:
                 continue
-            at.append(n)
-            plain.append(one)
-            numbers.append(lane.number)
-            raws.append(raw)
-            subjects.append(subject)
-            actors.append(actor)
-            owners.append(owner)
-            families.append(family)
-            marks.append(mark)
-        times = unix_times([one.time for one in plain])
-        seen = Seen(at, plain, numbers, raws, subjects, actors, owners, families, marks, times, lanes.table)
-        credit = np.array([lane.credit_s for lane in lanes.table] or [0.0])[np.array(numbers, np.intp)]
+        columns: Any = map(list, zip(*good, strict=True)) if good else ([] for _ in range(_COLUMNS))
+        seen = Seen(*columns, times=np.zeros(0), table=lanes.table)
+        times = unix_times(seen.whens)
+        credit = np.array([lane.credit_s for lane in lanes.table] or [0.0])[np.array(seen.lanes, np.intp)]
         timely = (times <= now + FUTURE_S) & (times >= now - credit)  # NaN = undecided: neither
+        seen = seen._replace(times=times)
         return seen if timely.all() else _only(seen, np.flatnonzero(timely).tolist())
 
 
 def _only(seen: Seen, keep: list[int]) -> Seen:
-    columns: list[Any] = [[column[n] for n in keep] for column in seen[:9]]
+    columns: list[Any] = [[column[n] for n in keep] for column in seen[:_COLUMNS]]
     return Seen._make([*columns, seen.times[keep], seen.table])
 
 

@@ -261,7 +261,7 @@ def _marks(count: int, seen: Seen | None, rest: Mapping[int, Message], glance: G
 
 def _columns(seen: Seen, again: Sequence[int], chunk: Chunk, offsets: Ints) -> pl.DataFrame:
     """Columns of what was seen at a glance; `again` are those that are duplicates, `offsets` those of the whole block."""
-    lanes, plain, many = np.array(seen.lanes, np.uint32), seen.plain, len(seen.at)
+    lanes, many = np.array(seen.lanes, np.uint32), len(seen.at)
     codes = np.zeros(many, np.uint32)
     codes[list(again)] = 1
 
@@ -273,15 +273,15 @@ def _columns(seen: Seen, again: Sequence[int], chunk: Chunk, offsets: Ints) -> p
             "partition": pl.Series([chunk.partition], dtype=pl.Int32).new_from_index(0, many),
             "offset": pl.Series(offsets[seen.at]),
             "epoch": pl.Series([chunk.epoch], dtype=pl.Int32).new_from_index(0, many),
-            "event_id": pl.Series([one.id for one in plain], dtype=pl.String),
+            "event_id": pl.Series(seen.ids, dtype=pl.String),
             "type": of_lane("kind"),
             "source": of_lane("source"),
             "time": pl.Series(seen.times),
             "problem": of_lane("problem"),
-            "prediction_id": pl.Series([one.predictionid for one in plain], dtype=pl.String),
+            "prediction_id": pl.Series(seen.asked, dtype=pl.String),
             "subject": pl.Series(seen.subjects, dtype=pl.String),
             "actor": pl.Series(seen.actors, dtype=pl.String),
-            "actor_kind": pl.Series([one.actorkind for one in plain], dtype=pl.String),
+            "actor_kind": pl.Series(seen.actor_kinds, dtype=pl.String),
             "disposition": _DISPOSITIONS.gather(codes),
             "reason": pl.Series([""]).new_from_index(0, many),
             "detail": pl.Series([""]).new_from_index(0, many),
