@@ -147,17 +147,14 @@ class Subjects:
     def seal_many(self, families: Sequence[str], owners: Sequence[str], texts: Sequence[bytes]) -> list[bytes]:
         """Each text sealed for its owner, in order. Missing secrets are made, and are on the disk before this returns."""
         out: list[bytes] = []
-        add, derive, checksum = out.append, hashlib.blake2b, zlib.crc32
-        nonces = os.urandom(12 * len(texts))
-        at = 0
+        add, derive, checksum, cipher, subjects = out.append, hashlib.blake2b, zlib.crc32, AESGCM, _SUBJECTS
+        random = os.urandom(12 * len(texts))
+        nonces = [random[at : at + 12] for at in range(0, len(random), 12)]
         with self._lock:
             self._follow()
             current, often = self._current, self._often
-            for family, owner, text in zip(families, owners, texts, strict=True):
-                nonce = nonces[at : at + 12]
-                at += 12
-                found = often.get((family, owner)) if family not in _SUBJECTS else None
-                if found is not None:
+            for family, owner, text, nonce in zip(families, owners, texts, nonces, strict=True):
+                if family not in subjects and (found := often.get((family, owner))) is not None:
                     header, encrypt, name = found
                     add(header + nonce + encrypt(nonce, text, name))
                     continue
@@ -167,8 +164,8 @@ class Subjects:
                 except KeyError:
                     self._make(family, {bucket(one) for one, of in zip(owners, families, strict=True) if of == family})
                     header, secret = current[family][bucket(owner)]
-                encrypt = AESGCM(derive(name, key=secret, digest_size=32).digest()).encrypt
-                if family not in _SUBJECTS:
+                encrypt = cipher(derive(name, key=secret, digest_size=32).digest()).encrypt
+                if family == "dead" or (family not in subjects and owner.startswith("source ")):  # actors are many too
                     if len(often) >= _REMEMBERED:
                         often.clear()
                     often[family, owner] = header, encrypt, name
