@@ -223,7 +223,10 @@ class Outbox:
             try:
                 messages, cursor = self._next()
                 if messages:
-                    self._acknowledge(len(messages), cursor, self._publisher.publish(messages))
+                    places = self._publisher.publish(messages)
+                    if self._sentinel is not None:
+                        self._sentinel.unwatched()
+                    self._acknowledge(len(messages), cursor, places)
                     pause, self.last_error = 0.1, None
                     continue
                 self._look()

@@ -20,6 +20,10 @@ class Sentinel:
         """Is the connection held, as far as the last look knows?"""
         return self._socket is not None
 
+    def unwatched(self) -> None:
+        """Something was acknowledged that mattered: if nobody watched, the next connection counts as one after a loss."""
+        self._seen = self._seen or self._socket is None
+
     def broken(self) -> bool:
         """True once after each loss, when the other end answers again."""
         if self._socket is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,24 @@ def test_while_nobody_tells_the_grace_counts(tmp_path: Path) -> None:
         box.append([(b"k", b"v")])
         until(lambda box=box, left=left: box.waiting == 0 and box.kept == left)
         box.close()
+
+
+def test_what_was_acknowledged_while_nobody_watched_the_broker_is_sent_again(tmp_path: Path) -> None:
+    """Acknowledged, and the broker may have died before the first silent connection to it stood."""
+    publisher = Collector()
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))  # bound, and nobody listens yet: a connection is refused
+        address = door.getsockname()
+        box = Outbox(tmp_path, publisher, keep_s=60.0, sentinel=address, log=lambda _: None)
+        box.start()
+        box.append([(b"k", b"v")])
+        until(lambda: publisher.taken == [(b"k", b"v")])
+        door.listen()
+        until(lambda: publisher.taken == [(b"k", b"v")] * 2)
+        box.append([(b"k", b"w")])
+        until(lambda: publisher.taken[2:] == [(b"k", b"w")] and box.waiting == 0)
+        box.close()
+    assert len(publisher.taken) == 3, "watched: nothing goes twice"
 
 
 def test_two_processes_cannot_share_an_outbox(tmp_path: Path) -> None:
