@@ -162,7 +162,8 @@ class Subjects:
                 try:
                     header, secret = current[family][checksum(name) & 0xFFFF]
                 except KeyError:
-                    self._make(family, {bucket(one) for one, of in zip(owners, families, strict=True) if of == family})
+                    needed = {bucket(one) for one, of in zip(owners, families, strict=True) if of == family}
+                    self._make(family, needed.difference(current.get(family, ())))
                     header, secret = current[family][bucket(owner)]
                 encrypt = cipher(derive(name, key=secret, digest_size=32).digest()).encrypt
                 if family == "dead" or (family not in subjects and owner.startswith("source ")):  # actors are many too
