@@ -69,6 +69,7 @@ class Landing:
         self.tally: Counter[str] = Counter()  # by disposition, type, reason; since this keeper began
         self._read_at = self._committed_at = time.monotonic()  # last signs of life
         self._waiting: queue.Queue[Batch] = queue.Queue(AHEAD)
+        self._turn = threading.Lock()  # judging and sealing both never leave Python: at once they take half as long again
         self._stale = threading.Event()  # what is in flight must not land
         self._read_all = threading.Event()  # nothing more will be put into the queue
         self._said = ""
@@ -128,7 +129,8 @@ class Landing:
         if any(epoch > self._judged.get(partition, 0) for partition, epoch in epochs.items()):
             self._settle()  # a log read again from its start: all of it may have landed
             self.recent = recall(self.vault, self.glance.mark, EVERYTHING)
-        batch = land(chunks, topic=self.settings.kafka.topic, glance=self.glance, recent=self.recent, now=time.time())
+        with self._turn:
+            batch = land(chunks, topic=self.settings.kafka.topic, glance=self.glance, recent=self.recent, now=time.time())
         self._judged.update(epochs)
         return batch
 
@@ -140,7 +142,8 @@ class Landing:
         for partition, epoch in batch.positions:  # nor has another owner gone on to an epoch that this one has not noticed
             expected[app_of(kafka.group, kafka.topic, partition, epoch + 1)] = None
         with commits(self.settings.vault):  # nobody's key is destroyed between sealing and commit
-            frame = batch.sealed(self.vault.sealing())
+            with self._turn:
+                frame = batch.sealed(self.vault.sealing())
             self.vault.append("landing", frame, app=list(apps.items()), expect=expected)
         self._recorded.update(apps)
         self._epochs.update(batch.positions.keys())

@@ -23,6 +23,7 @@ import numpy.typing as npt
 PINNED = "3.0.12"
 _HEADER = struct.Struct(">qiibIhiqqqhii")  # as in kafka.record.default_records: base offset … count of records
 _LENGTH = struct.Struct(">i")
+_SPARE = bytes(10)  # behind the records of a fetch, so that a varint at the very end can be looked at whole
 _PARTS = {
     "__init__": "self fetch_offset tp records key_deserializer value_deserializer check_crcs isolation_level "
     "aborted_transactions metric_aggregator on_drain",
@@ -209,7 +210,7 @@ def _parse(part: Any, buffer: Any) -> tuple[Block, int | None, int]:
         bases.append(base)
         stamps.append(newest if attributes & 0x08 else first)
         steps.append(0 if attributes & 0x08 else 1)
-    joined = b"".join(pieces)
+    joined = b"".join((*pieces, _SPARE))
     starts, lengths, deltas, times = _columns(joined, np.array(at, np.int64), np.array(sizes, np.int64))
     offsets = np.repeat(np.array(bases, np.int64), counts) + deltas
     times = np.repeat(np.array(stamps, np.int64), counts) + np.repeat(np.array(steps, np.int64), counts) * times
@@ -288,8 +289,11 @@ def _hop(body: Any, count: int, shift: int, at: list[int], sizes: list[int]) -> 
 
 
 def _columns(joined: bytes, at: Ints, sizes: Ints) -> tuple[Ints, Ints, Ints, Ints]:
-    """Start and length of each value, offset delta and time delta. A record: attributes, time, offset, key, value, headers."""
-    data = np.frombuffer(joined + b"\0" * 10, np.uint8)  # a varint at the very end can be looked at whole
+    """Start and length of each value, offset delta and time delta. A record: attributes, time, offset, key, value, headers.
+
+    Behind the last record stand the _SPARE bytes.
+    """
+    data = np.frombuffer(joined, np.uint8)
     if (sizes < 6).any() or (data[at] > 127).any():  # attributes are one byte
         raise _Unusual
     ends = at + sizes
