@@ -336,16 +336,17 @@ class Glance:
                     owner = subject
                 else:
                     owner, family = lane.owner if actor is None else actor, "vault"
-                mark = hash(f"{secret}{len(asked or '')}:{asked or ''}{lane.marked}{name}" if lane.people else lane.marked + name)
+                mark = hash(
+                    f"{secret}{len(asked or '')}:{asked or ''}{lane.marked}{name}" if lane.people else lane.marked + name
+                )
                 add((n, name, asked, when, kind, lane.number, raw, subject, actor, owner, family, mark))
             except _UNSURE:
                 continue
-        columns: Any = map(list, zip(*good, strict=True)) if good else ([] for _ in range(_COLUMNS))
-        seen = Seen(*columns, times=np.zeros(0), table=lanes.table)
-        times = unix_times(seen.whens)
+        columns: list[Any] = [*map(list, zip(*good, strict=True))] if good else [[] for _ in range(_COLUMNS)]
+        times = unix_times(columns[_WHENS])
+        seen = Seen._make([*columns, times, lanes.table])
         credit = np.array([lane.credit_s for lane in lanes.table] or [0.0])[np.array(seen.lanes, np.intp)]
         timely = (times <= now + FUTURE_S) & (times >= now - credit)  # NaN = undecided: neither
-        seen = seen._replace(times=times)
         return seen if timely.all() else _only(seen, np.flatnonzero(timely).tolist())
 
 
@@ -354,4 +355,5 @@ def _only(seen: Seen, keep: list[int]) -> Seen:
     return Seen._make([*columns, seen.times[keep], seen.table])
 
 
+_WHENS: Final = Seen._fields.index("whens")
 _PLAIN: Final = msgspec.json.Decoder(Plain)
