@@ -141,6 +141,8 @@ class Chief:
                 for store in (vault, lake):
                     with commits(self.settings.vault):  # what is erased meanwhile must not come back in a merged file
                         done = store.compact(above=FILES, vacuum=due)
+                    if done:
+                        self.changed.set()  # a new version of the tables: whoever waits for it to be joined is told
                     if done and due:
                         vacuumed = time.monotonic()
             except TruingError as error:
