@@ -39,6 +39,7 @@ class WindowReport(Record, frozen=True):
     suite: str  # name of the suite
     at: float
     rules: str = ""  # fingerprint of what it was judged by; another one is a reason to judge again
+    asked: int = 0  # expectations that judged; of those that held nothing else is kept
 
 
 def validate(
@@ -100,6 +101,7 @@ def validate(
         reason="; ".join(reasons),
         failed=failed,
         findings=tuple(findings),
+        asked=len(findings),
         suite=name,
         at=now,
         rules=fingerprint(rules),
