@@ -100,7 +100,7 @@ class Site:
         return self._event("prediction", n, data, **given)
 
     def rating(self, n: int, value: float = 0.9, **more: Any) -> Message:
-        given = {"source": "app", "token": self.token(n), "actor": "ada", **more}
+        given = {"source": "app", "token": self.token(n), "actor": "Ada Byron", **more}
         return self._event("rating", n, {"value": value}, **given)
 
     def outcome(self, n: int, label: str = ">50K", **more: Any) -> Message:
@@ -156,7 +156,7 @@ def test_what_is_not_believed_lands_as_a_dead_letter_with_its_reason_and_its_byt
     assert dead["type"].unique().to_list() == [""] and all(dead["detail"])
     good = landing.filter(pl.col("disposition") == "landed")
     assert sorted(good["type"]) == ["outcome", "prediction", "rating"]
-    assert not good.filter(pl.col("actor").str.contains("ada") | pl.col("subject").str.contains("person")).height
+    assert not good.filter(pl.col("actor").str.contains("Ada") | pl.col("subject").str.contains("person")).height
 
 
 @pytest.mark.services

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from deltalake import DeltaTable
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))  # a small problem and events of it
 
@@ -230,6 +231,32 @@ def _all(landing: Landing, least: int = 50) -> list:
     chunks: list = []
     until("all messages", lambda: chunks.extend(landing.gather()) or sum(len(one.records) for one in chunks) >= least)
     return chunks
+
+
+@pytest.mark.services
+def test_what_a_compaction_leaves_is_marked_as_joined(tmp_path: Path, settings_in: In, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes a new version of `landing` after the last event; whoever waits for that one to be joined waits no longer."""
+    monkeypatch.setattr("truing.flows.chief.FILES", 1)
+    monkeypatch.setattr("truing.flows.chief.COMPACT_S", 0.2)
+    site = Site(tmp_path, settings_in, number=1)
+    keeper = Keeper(site.settings, start=lambda *_: "", log=print)
+    running = threading.Thread(target=keeper.run)
+    running.start()
+    try:
+        for n in range(3):
+            site.send(10 * n, 10)
+            site.check()
+
+        def compacted() -> bool:
+            table = DeltaTable(f"{site.settings.vault}/landing")
+            return table.history(1)[0]["operation"] == "OPTIMIZE" and len(table.file_uris()) == 1
+
+        until("a compaction after the last event", compacted)
+        until("the join to say so", lambda: site.vault.transaction("holdout", join.APP) == site.vault.version("landing"))
+    finally:
+        keeper.stop.set()
+        running.join()
+        site.close()
 
 
 @pytest.mark.services
