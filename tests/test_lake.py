@@ -178,6 +178,11 @@ def test_what_was_added_since_a_version_is_found(vault: Vault) -> None:
     newest, frame, exact = vault.since("landing", first)
     assert (newest, frame.collect()["offset"].to_list(), exact) == (first + 1, [3, 4], True)
     vault.compact(above=1)
+    newest, frame, exact = Vault(vault.root).since("landing", first)
+    assert {3, 4} <= set(frame.collect()["offset"])
+    assert not exact
+    assert (vault.since("landing", first)[1].collect()["offset"].to_list(), vault.since("landing", first)[2]) == ([3, 4], True)
+    vault.rewrite("landing", "event_id = '0-1'", {"detail": "'changed'"})
     newest, frame, exact = vault.since("landing", first)
     assert {3, 4} <= set(frame.collect()["offset"])
     assert not exact

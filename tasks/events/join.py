@@ -334,7 +334,7 @@ def write(store: Store, table: str, found: Increment) -> int:
     if (have[APP] or -1) >= found.version:
         return int(store.version(table) or 0)
     further = [(app, at) for app, at in found.positions.items() if at > (have[app] or 0)]
-    return store.append(table, states, app=[(APP, found.version), *further], expect={APP: found.seen[table]})
+    return store.put(table, states, app=[(APP, found.version), *further], expect={APP: found.seen[table]})
 
 
 def increment(vault: Vault, lake: Lake, problems: Mapping[str, Problem], *, salt: bytes) -> Increment | None:

@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import re
 import threading
+import time
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 from urllib.parse import unquote
 
 import msgspec
@@ -31,6 +33,9 @@ from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transactio
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from truing.tasks.errors import DataError, TruingError, Unavailable
+from truing.tasks.events import follow
+from truing.tasks.events.follow import Log
+from truing.tasks.events.kept import SMALL, Kept
 from truing.tasks.events.subjects import FAMILIES, FILE, Subjects, sealed
 from truing.tasks.events.whereabouts import Whereabouts
 from truing.tasks.records import Origin, Record, Split
@@ -115,6 +120,7 @@ _WRITING = {
         },
     )
 }
+_TINY = 64 << 10  # bytes of a data file that is read whole where a column of it is asked for
 _TRIES = 20  # commit attempts against concurrent writers; each loser re-reads and checks again
 
 R = TypeVar("R", bound=Record)
@@ -143,6 +149,8 @@ class Store:
         self._keys_at = keys if keys is not None or self.remote else Path(self.root) / FILE
         self._keys: Subjects | None = None
         self._open: dict[str, DeltaTable] = {}
+        self._logs: dict[str, Log] = {}
+        self._kept: dict[str, Kept] = {}
         self._whereabouts: dict[tuple[str, str], Whereabouts] = {}
         self._lock = threading.RLock()
 
@@ -339,41 +347,109 @@ class Store:
             (Path(self._uri(table)) / name).unlink(missing_ok=True)
         return len(gone)
 
+    def put(
+        self,
+        table: str,
+        frame: pl.DataFrame,
+        *,
+        app: Sequence[tuple[str, int]] = (),
+        expect: Mapping[str, int | None] | None = None,
+    ) -> int:
+        """As `append`, at a cost that does not grow with the log (follow.py). Where there are no hard links it is `append`."""
+        if self.remote:
+            return self.append(table, frame, app=app, expect=expect)
+        data = conform(frame, self.schema(table), where=f"{self.root}/{table}")
+        name = ""
+        with self._lock:
+            try:
+                for _ in range(_TRIES):
+                    log = self._log(table, [*(one for one, _ in app), *(expect or {})])
+                    if log is None:
+                        self._create(table)
+                        continue
+                    if app and self._recorded(cast(DeltaTable, log), table, app, expect or {}):
+                        return log.version
+                    if not (data.height or app):
+                        return log.version
+                    if data.height and not name:
+                        name = f"part-{uuid.uuid4()}.parquet"
+                        data.write_parquet(log.folder / name, compression="uncompressed", statistics=False)
+                    if log.commit(name, data.height, app):
+                        name = ""
+                        made = log.version + 1
+                        if made % follow.CHECKPOINT == 0:
+                            self._checkpoint(table)
+                        return made
+            except (OSError, pl.exceptions.PolarsError):  # no hard links here, or no space, or no permission: then this says so
+                self._discard(table, name)
+                return self.append(table, frame, app=app, expect=expect)
+            except TruingError:
+                self._discard(table, name)
+                raise
+        self._discard(table, name)
+        raise Unavailable(
+            f"{self.root}/{table}: expected a commit within {_TRIES} tries, got conflicts; too many writers at once"
+        )
+
+    def _discard(self, table: str, name: str) -> None:
+        """A data file that no commit names."""
+        if name:
+            (Path(self._uri(table)) / name).unlink(missing_ok=True)
+
+    def _checkpoint(self, table: str) -> None:
+        """So that who opens the table need not read its whole log. One that fails is made up for by the next."""
+        try:
+            if (handle := self._handle(table)) is not None:
+                handle.create_checkpoint()
+        except (DeltaError, OSError, TruingError):
+            self._open.pop(table, None)
+
+    def trim_log(self, table: str, *, older_s: float) -> int:
+        """Delete what no reader needs of a local table's log but those who ask `since` a version that old; how many entries."""
+        return 0 if self.remote else follow.trim(Path(self._uri(table)), before=time.time() - older_s)
+
     # --- reading
     def version(self, table: str) -> int | None:
         """Delta version of a table, None while it does not exist."""
-        handle = self._handle(table)
-        return None if handle is None else int(handle.version())
+        look = self._look(table)
+        return None if look is None else look[0]
 
     def transaction(self, table: str, app_id: str) -> int | None:
         """The version recorded for an application, or None."""
-        handle = self._handle(table)
-        return None if handle is None else handle.transaction_version(app_id)
+        return self.transactions(table, [app_id])[app_id]
 
     def transactions(self, table: str, app_ids: Iterable[str]) -> dict[str, int | None]:
-        """The same of several at one version: one look at the table's log, where each look takes milliseconds."""
-        handle = self._handle(table)
-        return {app_id: None if handle is None else handle.transaction_version(app_id) for app_id in app_ids}
+        """The same of several at one version of the table."""
+        wanted = list(app_ids)
+        if self.remote:
+            handle = self._handle(table)
+            return {app_id: None if handle is None else handle.transaction_version(app_id) for app_id in wanted}
+        with self._lock:
+            log = self._log(table, wanted)
+            return {app_id: None if log is None else log.told[app_id] for app_id in wanted}
 
     def scan(self, table: str) -> pl.LazyFrame:
         """The whole table at its newest version, lazily; an absent table is an empty frame with the schema."""
-        handle = self._handle(table)
-        return self._frame(table, [] if handle is None else self._files(handle))
+        look = self._look(table)
+        return self._frame(table, [] if look is None else look[1])
 
     def holding(self, table: str, column: str, values: pl.Series) -> pl.LazyFrame:
         """The rows whose `column` is one of `values`, lazily, from those files only that hold any: see whereabouts.py."""
         with self._lock:
-            handle = self._handle(table)
-            files = [] if handle is None else self._files(handle)
+            look = self._look(table)
+            files = [] if look is None else look[1]
 
             def one(file: str) -> pl.Series:
-                return self._frame(table, [file]).select(column).collect()[column]
+                known = self._small(table, file, _TINY)
+                return self._frame(table, [file]).select(column).collect()[column] if known is None else known[column]
 
             try:
+                if table in self._kept:
+                    self._kept[table].only(set(files))
                 files = self._whereabouts.setdefault((table, column), Whereabouts(one)).holding(files, values)
+                return self._gathered(table, files).filter(pl.col(column).is_in(values.implode()))
             except OSError as error:
                 raise self._unavailable(table, "read", error) from None
-        return self._frame(table, files).filter(pl.col(column).is_in(values.implode()))
 
     def read(self, table: str, columns: Sequence[str] | None = None, predicate: pl.Expr | None = None) -> pl.DataFrame:
         """Chosen columns of the rows that match; both are pushed down into the files."""
@@ -387,19 +463,81 @@ class Store:
     def since(self, table: str, version: int | None) -> tuple[int | None, pl.LazyFrame, bool]:
         """What was added after `version` (None = from the start): newest version, lazy frame of the files added, exact?
 
-        After a compaction in between, or when the log of `version` has expired, old rows come along and exact is False.
+        When rows were changed in between, or the log of `version` has expired, old rows come along and exact is False; after a
+        compaction too, unless this very store has watched it.
         """
-        handle = self._handle(table)
-        if handle is None:
-            return None, self._frame(table, []), True
-        files, newest = self._files(handle), int(handle.version())
-        if version is None or version >= newest:
-            return newest, self._frame(table, files if version is None else []), True
-        try:
-            old = set(self._files(DeltaTable(self._uri(table), version=version, storage_options=self._options or None)))
-        except (DeltaError, OSError):
-            return newest, self._frame(table, files), False
-        return newest, self._frame(table, [file for file in files if file not in old]), old.issubset(files)
+        with self._lock:
+            look = self._look(table)
+            if look is None:
+                return None, self._frame(table, []), True
+            newest, files = look
+            if version is None or version >= newest:
+                return newest, self._frame(table, files if version is None else []), True
+            log = self._logs.get(table)
+            try:
+                if log is not None and (added := log.added(version)) is not None:
+                    return newest, self._gathered(table, added, small=_TINY), True
+                old = set(self._files(DeltaTable(self._uri(table), version=version, storage_options=self._options or None)))
+            except (DeltaError, OSError):
+                return newest, self._frame(table, files), False
+            return newest, self._frame(table, [file for file in files if file not in old]), old.issubset(files)
+
+    def forget_gone(self) -> None:
+        """Drop from memory what no table holds any more."""
+        with self._lock:
+            for table, kept in self._kept.items():
+                look = self._look(table)
+                kept.only(set() if look is None else set(look[1]))
+
+    def _look(self, table: str) -> tuple[int, list[str]] | None:
+        """A table's newest version and its data files, as paths for polars; None while it does not exist."""
+        with self._lock:
+            if self.remote:
+                handle = self._handle(table)
+                return None if handle is None else (int(handle.version()), self._files(handle))
+            log = self._log(table)
+            return None if log is None else (log.version, list(log.files))
+
+    def _log(self, table: str, apps: Sequence[str] = ()) -> Log | None:
+        """A local table's log at its newest version, with what it records of these applications; None while it does not exist.
+
+        Call it with the lock.
+        """
+        log = self._logs.get(table)
+        if log is None or not log.follow():
+            self._logs.pop(table, None)
+            handle = self._handle(table)
+            if handle is None:
+                return None
+            log = Log(Path(self._uri(table)), int(handle.version()), self._files(handle))
+            log.follow()
+            self._logs[table] = log
+        unknown = [app for app in apps if app not in log.told]
+        if unknown:
+            handle = self._handle(table)
+            if handle is None:
+                return None
+            if not log.follow(int(handle.version())) or log.version != handle.version():
+                log = self._logs[table] = Log(log.folder, int(handle.version()), self._files(handle))
+                unknown = list(apps)
+            log.told.update({app: handle.transaction_version(app) for app in unknown})
+        return log
+
+    def _small(self, table: str, file: str, small: int) -> pl.DataFrame | None:
+        """All of a small file, from memory if it was read before; None when it is larger than `small` bytes."""
+        if self.remote:
+            return None
+        return self._kept.setdefault(table, Kept(lambda one: self._frame(table, [one]).collect())).frame(file, small=small)
+
+    def _gathered(self, table: str, files: Sequence[str], *, small: int = SMALL) -> pl.LazyFrame:
+        """The rows of these files, of the small ones from memory. Raises OSError."""
+        frames = {file: self._small(table, file, small) for file in files}
+        large = [file for file in files if frames[file] is None]
+        found = [frame for frame in frames.values() if frame is not None]
+        if not found:
+            return self._frame(table, large)
+        here = pl.concat(found, rechunk=False).lazy()
+        return pl.concat([here, self._frame(table, large)]) if large else here
 
     def _files(self, handle: DeltaTable) -> list[str]:
         """The data files of a handle's version, as paths for polars: delta-rs percent-encodes local ones."""
