@@ -1,7 +1,7 @@
 """The chief: what one keeper does for all of them. Whoever holds the chief's lock; another takes over when its process ends.
 
     joins        landed events, whoever landed them → rows and holdout; counts labels
-    compaction   small files → larger ones
+    compaction   small files → larger ones; logs that do not grow
     control      control topic and counts → runs of deployments
 
 Joins come at most every `ingest.join_every_s`, and once more after the last event. Two chiefs at once (on hosts that share no
@@ -29,11 +29,15 @@ from truing.tasks.events.intake import app_of
 from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.stream import Reader
 from truing.tasks.events.subjects import commits
-from truing.tasks.problem import Problem
+from truing.tasks.problem import Problem, seconds
 
 COMPACT_S = 10.0
 VACUUM_S = 3600.0  # between two looks for files that nothing needs: they take as long as there are files
 ELECT_S = 0.5  # between two tries for the lock
+MERGE_S = 120.0  # between two merges of middling files; the ones between rewrite at most `SMALL` bytes and some
+SMALL = 1 << 20
+LOG_S = 300.0  # entries of a table's log that a checkpoint made superfluous are deleted at this age: writers list them all
+LOG_MOST_S = 6 * 3600.0  # `rows`: monitoring asks what came since its last look; older than this it looks at all windows
 TEND_S = 10.0  # between looks whether something of a forgotten person, or of old dead letters, is due
 FILES = 32  # small files of a table before they are merged: each costs every join 0.3 ms
 
@@ -119,6 +123,8 @@ class Chief:
                     self.derive(vault, lake)
                 if begun - tended > TEND_S:
                     tended = begun
+                    vault.forget_gone()
+                    lake.forget_gone()
                     erase.tend(self.settings, self.problems, split_salt=self._salt, now=time.time(), log=self.log)
             except TruingError as error:
                 self.log(f"join: {error}")
@@ -134,17 +140,25 @@ class Chief:
             if self.stop.is_set():
                 return
         vault, lake = Vault(self.settings.vault), Lake(self.settings.lake)
-        vacuumed = -VACUUM_S
+        vacuumed, merged = -VACUUM_S, time.monotonic()
+        looks = max(seconds(problem.cadence.monitor_every) for problem in self.problems.values()) if self.problems else 0.0
         while not self.stop.is_set():
             due = time.monotonic() - vacuumed > VACUUM_S
+            merge = due or time.monotonic() - merged > MERGE_S
+            size = {} if merge else {"target_bytes": SMALL}
             try:
                 for store in (vault, lake):
                     with commits(self.settings.vault):  # what is erased meanwhile must not come back in a merged file
-                        done = store.compact(above=FILES, vacuum=due)
+                        done = store.compact(above=FILES, vacuum=due, **size)
                     if done:
                         self.changed.set()  # a new version of the tables: whoever waits for it to be joined is told
                     if done and due:
                         vacuumed = time.monotonic()
+                if merge:
+                    merged = time.monotonic()
+                    for table in vault.tables:
+                        vault.trim_log(table, older_s=LOG_S)
+                    lake.trim_log("rows", older_s=max(LOG_S, min(2 * looks, LOG_MOST_S)))
             except TruingError as error:
                 self.log(f"compaction: {error}")
             self.stop.wait(COMPACT_S)
