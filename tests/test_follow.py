@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable
 
+from truing.tasks.errors import TruingError
 from truing.tasks.events import follow
 from truing.tasks.events.kept import Kept
 from truing.tasks.events.lake import Lake, Stale, Vault
@@ -78,7 +79,7 @@ def test_what_was_put_is_put_once_and_its_place_is_checked(vault: Vault) -> None
 def test_many_writers_at_once_lose_and_double_nothing(vault: Vault) -> None:
     """Four that put, two that append, one that merges: all on one table, each with its own handles."""
     vault.put("landing", messages(0, 1))
-    failed: list[BaseException] = []
+    failed: list[TruingError] = []
 
     def write(number: int) -> None:
         mine = Vault(vault.root)
@@ -87,7 +88,7 @@ def test_many_writers_at_once_lose_and_double_nothing(vault: Vault) -> None:
                 at = 1000 * number + n
                 app = [(f"writer {number}", n + 1)]
                 (mine.put if number < 5 else mine.append)("landing", messages(at, at + 1), app=app)
-        except BaseException as error:
+        except TruingError as error:
             failed.append(error)
 
     def merge() -> None:
@@ -158,11 +159,11 @@ def test_where_there_are_no_hard_links_delta_commits(vault: Vault, monkeypatch: 
 
 
 def test_a_trimmed_log_stops_nobody(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who stands behind the oldest entry left goes on from the checkpoint: who reads, who appends, who puts, who asks `since`."""
+    """Who stands behind the oldest entry left goes on from the checkpoint: who reads, who appends, puts, asks `since`."""
     monkeypatch.setattr(follow, "CHECKPOINT", 5)
     vault.put("landing", messages(0, 1), app=[("a", 1)])
     asleep = [Vault(vault.root) for _ in range(3)]
-    first = [one.version("landing") for one in asleep][0]
+    first = asleep[0].version("landing")
     for one in asleep:
         one._handle("landing")
     for n in range(1, 12):
