@@ -38,6 +38,7 @@ MERGE_S = 120.0  # between two merges of middling files; the ones between rewrit
 SMALL = 1 << 20
 LOG_S = 300.0  # entries of a table's log that a checkpoint made superfluous are deleted at this age: writers list them all
 LOG_MOST_S = 6 * 3600.0  # `rows`: monitoring asks what came since its last look; older than this it looks at all windows
+YIELD_S = 0.5  # at most, after a join that took as long: while there is a backlog intake shares the cores with it
 TEND_S = 10.0  # between looks whether something of a forgotten person, or of old dead letters, is due
 FILES = 32  # small files of a table before they are merged: each costs every join 0.3 ms
 
@@ -132,7 +133,7 @@ class Chief:
                 self.stop.wait(RETRY_S)
             took = time.monotonic() - begun
             every = self.settings.ingest.join_every_s
-            self.stop.wait(max(every - took, min(took, every)))  # intake gets its turn, and a slow machine no second wait
+            self.stop.wait(max(every - took, min(took, YIELD_S)))  # intake gets its turn, and a slow machine no second wait
 
     def compaction(self) -> None:
         """Small files are merged beside the joins, which never wait for it."""
