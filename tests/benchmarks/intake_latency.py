@@ -1,9 +1,12 @@
-"""From a sender's acknowledgement to the joined row in lake or vault, at 200 events a second, while Prefect is killed.
+"""From a sender's acknowledgement to the committed event, and to the joined row, at 200 events a second, Prefect killed.
 
 A whole stack but for its registry side: broker, Prefect, runner and keeper under the supervisor. Half of the events are
-predictions, the others their outcomes two seconds later. A row is there when its Delta commit is: the log file's time against
-the moment of the acknowledgement, on one clock, so that measuring takes nothing from what is measured. Segments are short, so
-that their seams fall into the run; Prefect's server is killed in its middle. Then the same once more on a million landed rows.
+predictions, the others their outcomes two seconds later. An event has landed when the Delta commit of `landing` that holds it
+is there, with its Kafka position in the same commit: `landed_…`. It is joined when a commit of `rows` or `holdout` holds its
+row: `p50`, `p95`, … Both by the log file's time against the moment of the acknowledgement, on one clock, so that measuring
+takes nothing from what is measured. Segments are short, so that their seams fall into the run; Prefect's server is killed in
+its middle. `first_p95` and `last_p95` are of the first and the last fifth: what grows with the lake shows there; `keeper_cpu`
+is what the keeper's process took of one core. Then the same once more on a million landed rows.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -40,6 +44,7 @@ from truing.infra.settings import Settings, load
 from truing.infra.stack import Stack
 from truing.infra.status import prefect_call
 from truing.tasks.errors import TruingError
+from truing.tasks.events.follow import entry
 from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.stream import producer
 
@@ -84,29 +89,79 @@ class Sender:
         sent.add_errback(lambda error: self.failed.append(str(error)))
 
 
-def arrivals(root: Path, table: str) -> Iterator[tuple[tuple[str, bool], float]]:
-    """(prediction, with its outcome?) and when each state of it was committed, from Delta's log."""
-    for line in sorted((root / table / "_delta_log").glob("*.json")):
-        at = line.stat().st_mtime
-        for action in map(json.loads, line.read_text().splitlines()):
-            if "add" in action and action["add"].get("dataChange"):
-                frame = pl.read_parquet(root / table / unquote(action["add"]["path"]), columns=["id", "target"], glob=False)
-                for name, target in frame.iter_rows():
-                    yield (name, False), at
-                    if target is not None:
-                        yield (name, True), at
+class Watch:
+    """When each data file was committed. Taken down while the run goes on: the keeper trims its logs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.folders = {
+            "landing": settings.vault / "landing",
+            "rows": settings.lake / "rows",
+            "holdout": settings.vault / "holdout",
+        }
+        self.files: dict[str, list[tuple[str, float]]] = {table: [] for table in self.folders}  # path, Unix seconds
+        self._next = {}
+        for table, folder in self.folders.items():
+            there = [int(path.stem) for path in (folder / "_delta_log").glob("*.json")]
+            self._next[table] = max(there, default=-1) + 1
+
+    def look(self) -> None:
+        for table, folder in self.folders.items():
+            while (path := entry(folder, self._next[table])).exists():
+                self._next[table] += 1
+                for action in map(json.loads, path.read_text().splitlines()):
+                    if "add" in action and action["add"]["dataChange"]:
+                        self.files[table].append((str(folder / unquote(action["add"]["path"])), path.stat().st_mtime))
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        over = threading.Event()
+
+        def every_second() -> None:
+            while not over.wait(1.0):
+                self.look()
+
+        thread = threading.Thread(target=every_second)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            self.look()
+
+    def landed(self) -> Iterator[tuple[tuple[str, bool], float]]:
+        """(prediction, its outcome?) and when it was committed."""
+        for file, at in self.files["landing"]:
+            for name, kind in pl.read_parquet(file, columns=["prediction_id", "type"], glob=False).iter_rows():
+                yield (name, kind == "outcome"), at
+
+    def joined(self) -> Iterator[tuple[tuple[str, bool], float]]:
+        """(prediction, with its outcome?) and when each state of it was committed."""
+        for file, at in self.files["rows"] + self.files["holdout"]:
+            for name, target in pl.read_parquet(file, columns=["id", "target"], glob=False).iter_rows():
+                yield (name, False), at
+                if target is not None:
+                    yield (name, True), at
 
 
-def latencies(settings: Settings, sender: Sender) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int]:
-    """Moments of acknowledgement, seconds from each to its row (not below 0), and how many have no row."""
+Waits = np.ndarray[Any, Any]
+
+
+def latencies(arrivals: Iterator[tuple[tuple[str, bool], float]], sender: Sender) -> tuple[Waits, Waits, int]:
+    """Moments of acknowledgement, seconds from each to its arrival (not below 0), and how many never arrived."""
     there: dict[tuple[str, bool], float] = {}
-    for root, table in ((settings.lake, "rows"), (settings.vault, "holdout")):
-        for what, at in arrivals(root, table):
-            if what in sender.acknowledged:
-                there[what] = min(at, there.get(what, at))
+    for what, at in arrivals:
+        if what in sender.acknowledged:
+            there[what] = min(at, there.get(what, at))
     both = sorted((at, there[what] - at) for what, at in sender.acknowledged.items() if what in there)
     moments, waits = np.array(both).reshape(-1, 2).T
     return moments, np.maximum(waits, 0.0), len(sender.acknowledged) - len(both)
+
+
+def cpu_s(pid: int) -> float:
+    """What a process has taken so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def settle(settings: Settings, events: int) -> None:
@@ -124,9 +179,9 @@ def settle(settings: Settings, events: int) -> None:
     until(f"{events} events to be joined", done, 900)
 
 
-def spread(waits: np.ndarray[Any, Any], suffix: str = "") -> dict[str, float]:
+def spread(waits: Waits, prefix: str = "", suffix: str = "") -> dict[str, float]:
     cuts = {"p50": 50, "p95": 95, "p99": 99, "max": 100}
-    return {f"{name}{suffix}": round(float(np.percentile(waits, at)), 4) for name, at in cuts.items()}
+    return {f"{prefix}{name}{suffix}": round(float(np.percentile(waits, at)), 4) for name, at in cuts.items()}
 
 
 def measure(arguments: argparse.Namespace) -> Measured:
@@ -169,13 +224,16 @@ def _under_fire(settings: Settings, stack: Stack, minutes: float) -> tuple[dict[
     pids = {name: state["pid"] for name, state in stack.states().items()}
     killer = threading.Timer(seconds / 2, lambda: os.kill(pids["prefect"], signal.SIGKILL))
     killer.start()
-    begun = time.time()
-    sender.run(seconds)
-    took = time.time() - begun - AFTER_S
-    killer.join()
-    settle(settings, len(sender.acknowledged))
+    watch, spent, begun = Watch(settings), cpu_s(pids["ingest"]), time.time()
+    with watch.looking():
+        sender.run(seconds)
+        took = time.time() - begun - AFTER_S
+        spent = cpu_s(pids["ingest"]) - spent
+        killer.join()
+        settle(settings, len(sender.acknowledged))
     until("Prefect to be back", lambda: stack.states()["prefect"]["pid"] not in (0, pids["prefect"]), 60)
-    moments, waits, lost = latencies(settings, sender)
+    _, landings, unlanded = latencies(watch.landed(), sender)
+    moments, waits, lost = latencies(watch.joined(), sender)
     until("Prefect to answer", lambda: _runs(settings) is not None, 120)
     seams = [one for one in _runs(settings) or [] if begun < one < begun + seconds]
     near = np.zeros(len(moments), bool)
@@ -183,10 +241,16 @@ def _under_fire(settings: Settings, stack: Stack, minutes: float) -> tuple[dict[
         near |= np.abs(moments - seam) < 2.0
     after = stack.states()
     broken = [f"{lost} acknowledged events are in no row"] if lost else []
+    broken += [f"{unlanded} acknowledged events have not landed"] if unlanded else []
     broken += [f"{len(sender.failed)} events were not acknowledged: {sender.failed[0]}"] if sender.failed else []
     broken += ["the keeper did not live through it"] if after["ingest"]["pid"] != pids["ingest"] else []
+    fifth = np.searchsorted(moments, moments[0] + np.array([0.2, 0.8]) * (moments[-1] - moments[0]))
     figures: dict[str, Any] = {
+        **spread(landings, "landed_"),
         **spread(waits),
+        "first_p95": round(float(np.percentile(waits[: fifth[0]], 95)), 4),
+        "last_p95": round(float(np.percentile(waits[fifth[1] :], 95)), 4),
+        "keeper_cpu": round(spent / (took + AFTER_S), 3),
         "rate": round(len(sender.acknowledged) / took, 1),
         "events": len(sender.acknowledged),
         "restarts": sum(after[name]["pid"] != pid for name, pid in pids.items()),
@@ -205,13 +269,15 @@ def _on_a_million(settings: Settings, found: tuple[dict[str, Any], list[str]]) -
     fill(settings, MILLION, now=time.time())
     settle(settings, MILLION + figures["events"])
     say(f"  landed and joined in {time.monotonic() - begun:.0f} s")
-    sender = Sender(settings, 2)
-    sender.run(60.0)
-    settle(settings, MILLION + figures["events"] + len(sender.acknowledged))
-    _, waits, lost = latencies(settings, sender)
+    sender, watch = Sender(settings, 2), Watch(settings)
+    with watch.looking():
+        sender.run(60.0)
+        settle(settings, MILLION + figures["events"] + len(sender.acknowledged))
+    _, landings, _ = latencies(watch.landed(), sender)
+    _, waits, lost = latencies(watch.joined(), sender)
     if lost:
         broken = [*broken, f"{lost} acknowledged events are in no row of the million's lake"]
-    return {**figures, **spread(waits, "_1m")}, broken
+    return {**figures, **spread(landings, "landed_", "_1m"), **spread(waits, suffix="_1m")}, broken
 
 
 def _runs(settings: Settings) -> list[float] | None:
