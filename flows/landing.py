@@ -144,7 +144,7 @@ class Landing:
         with commits(self.settings.vault):  # nobody's key is destroyed between sealing and commit
             with self._turn:
                 frame = batch.sealed(self.vault.sealing())
-            self.vault.append("landing", frame, app=list(apps.items()), expect=expected)
+            self.vault.put("landing", frame, app=list(apps.items()), expect=expected)
         self._recorded.update(apps)
         self._epochs.update(batch.positions.keys())
         self.tally.update(batch.counts)

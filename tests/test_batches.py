@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import struct
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 from kafka import codec as codecs
 from kafka.consumer.fetcher import Fetcher
+from kafka.errors import KafkaConnectionError
+from kafka.net.transport import KafkaTCPTransport
 from kafka.protocol.consumer import IsolationLevel
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 from kafka.record.util import calc_crc32c
@@ -153,6 +156,26 @@ def test_another_client_library_is_read_record_by_record(monkeypatch: pytest.Mon
     monkeypatch.undo()
     monkeypatch.setattr(Fetcher.PartitionRecords, "_unpack_records", lambda self, records: None)
     assert batches.missing().startswith("expected PartitionRecords._unpack_records(")
+
+
+def test_a_connection_gives_what_has_arrived_at_once_and_ends_as_the_clients_own() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    transport = KafkaTCPTransport(None, ours)
+    manager = SimpleNamespace(_build_transport=None, _conns={0: SimpleNamespace(transport=transport)})
+    manager._build_transport = lambda: None
+    batches._widen(manager)
+    assert transport._sock_recv() == (b"", None)  # nothing there
+    theirs.sendall(b"x" * 100_000)
+    assert transport._sock_recv() == (b"x" * 100_000, None)
+    theirs.sendall(b"last")
+    theirs.close()
+    assert transport._sock_recv() == (b"last", None)
+    data, error = transport._sock_recv()
+    assert data == b"" and isinstance(error, KafkaConnectionError)
+    ours.close()
+    data, error = transport._sock_recv()
+    assert data == b"" and isinstance(error, KafkaConnectionError)
 
 
 def test_a_slice_of_a_block_shares_its_buffer() -> None:

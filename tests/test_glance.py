@@ -251,3 +251,21 @@ def test_times_of_a_block_are_the_times_of_datetime() -> None:
 
     np.testing.assert_array_equal(unix_times(texts), [alone(text) for text in texts])
     assert time.gmtime(unix_times(["2026-11-23T03:40:00.123456Z"])[0])[:5] == (2026, 11, 23, 3, 40)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_remembered_of_a_block_is_what_one_by_one_would_be(seed: int) -> None:
+    rng = random.Random(seed)
+    recent, known = Recent(limit=50), set[Any]()
+    for _ in range(6):  # of at most 12 each: none is forgotten again
+        block = [rng.choice((None, rng.randrange(40), rng.randbytes(1))) for _ in range(rng.randrange(12))]
+        before = {one for one in known if one in recent}
+        expected = []
+        for one in block:
+            expected.append(one is None or one not in known)
+            known.add(one)
+        new, fresh = recent.told(block)
+        assert new == expected
+        assert fresh == {one for one in block if one is not None} - before
+    recent.drop(fresh)
+    assert not any(one in recent for one in fresh)

@@ -23,6 +23,7 @@ import numpy.typing as npt
 PINNED = "3.0.12"
 _HEADER = struct.Struct(">qiibIhiqqqhii")  # as in kafka.record.default_records: base offset … count of records
 _LENGTH = struct.Struct(">i")
+_RECEIVE = 1 << 20  # bytes
 _SPARE = bytes(10)  # behind the records of a fetch, so that a varint at the very end can be looked at whole
 _PARTS = {
     "__init__": "self fetch_offset tp records key_deserializer value_deserializer check_crcs isolation_level "
@@ -104,7 +105,43 @@ def attach(consumer: Any) -> bool:
     if fetcher is None or missing():
         return False
     fetcher.PartitionRecords = _hook()
+    _widen(getattr(consumer, "_manager", None))
     return True
+
+
+def _widen(manager: Any) -> None:
+    """Let this consumer's plain connections take what has arrived at once.
+
+    The client library takes 4 KiB at a time, and gives Python's lock away and wants it back each time, 100,000 times in 400 MB:
+    whoever is at work in another thread is woken as often. Where it is not as expected, nothing changes.
+    """
+    from kafka.net.transport import KafkaTCPTransport
+
+    build = getattr(manager, "_build_transport", None)
+    if build is None or not hasattr(KafkaTCPTransport, "_sock_recv"):
+        return
+
+    class Wide(KafkaTCPTransport):  # type: ignore[misc]
+        def _sock_recv(self) -> tuple[bytes, Any]:
+            try:
+                data = self._sock.recv(_RECEIVE)
+            except (BlockingIOError, InterruptedError):
+                return b"", None
+            except OSError:
+                data = b""
+            return (data, None) if data else super()._sock_recv()  # which says what is wrong
+
+    def wider(transport: Any) -> Any:
+        if type(transport) is KafkaTCPTransport:
+            transport.__class__ = Wide
+        return transport
+
+    async def built(*given: Any, **named: Any) -> Any:
+        return wider(await build(*given, **named))
+
+    manager._build_transport = built
+    for connection in list(getattr(manager, "_conns", {}).values()):
+        wider(getattr(connection, "transport", None))
 
 
 class _Unusual(Exception):  # never leaves this module

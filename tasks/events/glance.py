@@ -342,18 +342,16 @@ class Glance:
                 add((n, name, asked, when, kind, lane.number, raw, subject, actor, owner, family, mark))
             except _UNSURE:
                 continue
-        columns: list[Any] = [*map(list, zip(*good, strict=True))] if good else [[] for _ in range(_COLUMNS)]
-        times = unix_times(columns[_WHENS])
-        seen = Seen._make([*columns, times, lanes.table])
-        credit = np.array([lane.credit_s for lane in lanes.table] or [0.0])[np.array(seen.lanes, np.intp)]
+        times = unix_times([one[_WHEN] for one in good])
+        credit = np.array([lane.credit_s for lane in lanes.table] or [0.0])[np.array([one[_LANE] for one in good], np.intp)]
         timely = (times <= now + FUTURE_S) & (times >= now - credit)  # NaN = undecided: neither
-        return seen if timely.all() else _only(seen, np.flatnonzero(timely).tolist())
+        if not timely.all():
+            good = [good[n] for n in np.flatnonzero(timely).tolist()]
+            times = times[timely]
+        columns: list[Any] = [*map(list, zip(*good, strict=True))] if good else [[] for _ in range(_COLUMNS)]
+        return Seen._make([*columns, times, lanes.table])
 
 
-def _only(seen: Seen, keep: list[int]) -> Seen:
-    columns: list[Any] = [[column[n] for n in keep] for column in seen[:_COLUMNS]]
-    return Seen._make([*columns, seen.times[keep], seen.table])
-
-
-_WHENS: Final = Seen._fields.index("whens")
+_WHEN: Final = Seen._fields.index("whens")
+_LANE: Final = Seen._fields.index("lanes")
 _PLAIN: Final = msgspec.json.Decoder(Plain)

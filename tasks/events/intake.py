@@ -54,19 +54,25 @@ class Recent:
 
     def news(self, marks: Iterable[Mark | None]) -> list[bool]:
         """For each whether it is new; None always is. All are remembered."""
+        return self.told(list(marks))[0]
+
+    def told(self, marks: list[Mark | None]) -> tuple[list[bool], set[Mark]]:
+        """The same, and those that were new: what `drop` forgets again."""
         if len(self._young) >= self.limit:
             self._young, self._old = set(), self._young
-        young, old = self._young, self._old
-        new: list[bool] = []
-        for mark in marks:
-            if mark is None:
-                new.append(True)
-            elif mark in young or mark in old:
-                new.append(False)
-            else:
-                young.add(mark)
-                new.append(True)
-        return new
+        several: set[Any] = set(marks)
+        several.discard(None)
+        known = several & self._young | several & self._old
+        fresh = several - known
+        new = [mark not in known for mark in marks] if known else [True] * len(marks)
+        if len(several) < len(marks):  # one of them twice: the first is new, the others are not
+            first: set[Mark] = set()
+            for n, mark in enumerate(marks):
+                if mark is not None and new[n]:
+                    new[n] = mark not in first
+                    first.add(mark)
+        self._young |= fresh
+        return new, fresh
 
     def drop(self, marks: Iterable[Mark]) -> None:
         for mark in marks:
@@ -135,14 +141,7 @@ class Batch(msgspec.Struct, frozen=True):
 
     def sealed(self, keys: Subjects) -> pl.DataFrame:
         """The rows whole, each text sealed for its owner. Call it within `subjects.commits`. Raises Unavailable."""
-        kept = [n for n, family in enumerate(self.families) if family]
-        if len(kept) == len(self.texts):
-            data = keys.seal_many(self.families, self.owners, self.texts)
-        else:
-            some = ([self.families[n] for n in kept], [self.owners[n] for n in kept], [self.texts[n] for n in kept])
-            data = [b""] * len(self.texts)
-            for n, blob in zip(kept, keys.seal_many(*some), strict=True):
-                data[n] = blob
+        data = keys.seal_many(self.families, self.owners, self.texts)
         return self.frame.with_columns(pl.Series("data", data, dtype=pl.Binary)).select(list(LANDING))
 
 
@@ -153,7 +152,7 @@ def land(chunks: Sequence[Chunk], *, topic: str, glance: Glance, recent: Recent,
     nothing of the chunks was remembered.
     """
     positions: dict[tuple[int, int], int] = {}
-    part, remembered = _Part(), list[Mark]()
+    part, remembered = _Part(), set[Mark]()
     try:
         for chunk in chunks:
             positions[chunk.partition, chunk.epoch] = chunk.records[-1][0] + 1
@@ -178,7 +177,7 @@ class _Part:
 
     def whole(self) -> pl.DataFrame:
         rest = pl.DataFrame(self.rows, schema={name: LANDING[name] for name in _SAID}, orient="row")
-        return pl.concat([*(frame.select(_SAID) for frame in self.frames), rest])
+        return pl.concat([*self.frames, rest])
 
 
 def _judge(
@@ -188,7 +187,7 @@ def _judge(
     values: list[bytes | None],
     glance: Glance,
     recent: Recent,
-    remembered: list[Mark],
+    remembered: set[Mark],
     now: float,
 ) -> None:
     """One block: its objects are gone again, but for columns, before the next one comes."""
@@ -203,8 +202,8 @@ def _judge(
         left = set(range(len(values))).difference(seen.at) if len(seen.at) < len(values) else ()
         rest = {n: glance.single(values[n], now) for n in sorted(left)}
     marks = _marks(len(values), seen, rest, glance)
-    new = recent.news(marks)
-    remembered += [mark for mark, fresh in zip(marks, new, strict=True) if fresh and mark is not None]
+    new, fresh = recent.told(marks)
+    remembered |= fresh
     if seen is not None and seen.at:
         again = [place for place, at in enumerate(seen.at) if not new[at]]
         part.frames.append(_columns(seen, again, chunk, np.asarray(offsets, np.int64)))
@@ -266,7 +265,7 @@ def _columns(seen: Seen, again: Sequence[int], chunk: Chunk, offsets: Ints) -> p
     codes[list(again)] = 1
 
     def of_lane(name: str) -> pl.Series:
-        return pl.Series([getattr(lane, name) for lane in seen.table], dtype=pl.String).gather(lanes)
+        return pl.Series([getattr(lane, name) for lane in seen.table], dtype=pl.String)[lanes]
 
     return pl.DataFrame(
         {
@@ -282,7 +281,7 @@ def _columns(seen: Seen, again: Sequence[int], chunk: Chunk, offsets: Ints) -> p
             "subject": pl.Series(seen.subjects, dtype=pl.String),
             "actor": pl.Series(seen.actors, dtype=pl.String),
             "actor_kind": pl.Series(seen.actor_kinds, dtype=pl.String),
-            "disposition": _DISPOSITIONS.gather(codes),
+            "disposition": _DISPOSITIONS[codes],
             "reason": pl.Series([""]).new_from_index(0, many),
             "detail": pl.Series([""]).new_from_index(0, many),
         }

@@ -28,7 +28,7 @@ import stat
 import threading
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -38,6 +38,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from truing.tasks.errors import DataError, Unavailable
+from truing.tasks.events.aead import Whose, encrypt_many
 
 FILE: Final = "subjects.sqlite"
 FAMILIES: Final = {"trainable": b"t", "holdout": b"h", "vault": b"v", "dead": b"d"}
@@ -45,10 +46,9 @@ OVERHEAD: Final = 32  # bytes that sealing adds
 _DOOR, _COMMITS = ".door", ".commits"  # locks in the vault's folder
 _MARK: Final = b"\x01"
 _MARK_AT: Final = 1
-_SUBJECTS: Final = frozenset({"trainable", "holdout"})
 _NAMES: Final = {code[0]: name for name, code in FAMILIES.items()}
 _BLOCK: Final = 64  # buckets whose secrets are made together: 1,024 transactions at most, and small files stay small
-_REMEMBERED: Final = 512  # ciphers of owners that are no subjects: few that come often, where subjects are many that don't
+_REMEMBERED: Final = 250_000  # keys of owners at hand, a family: about 70 MB
 _WAIT_S: Final = 10.0  # for whoever holds the file
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS secrets(
@@ -60,8 +60,6 @@ CREATE TABLE IF NOT EXISTS kept(
 CREATE TABLE IF NOT EXISTS facts(name TEXT PRIMARY KEY, value INTEGER) WITHOUT ROWID;
 INSERT OR IGNORE INTO facts VALUES ('changed', 0), ('destroyed', 0), ('unscrubbed', 0), ('mirrored', 0);
 """
-
-_Sealer = tuple[bytes, Callable[[bytes, bytes, bytes], bytes], bytes]  # header, encrypt, owner
 
 
 def bucket(owner: str) -> int:
@@ -145,33 +143,43 @@ class Subjects:
 
     # --- sealing and opening
     def seal_many(self, families: Sequence[str], owners: Sequence[str], texts: Sequence[bytes]) -> list[bytes]:
-        """Each text sealed for its owner, in order. Missing secrets are made, and are on the disk before this returns."""
-        out: list[bytes] = []
-        add, derive, checksum, cipher, subjects = out.append, hashlib.blake2b, zlib.crc32, AESGCM, _SUBJECTS
-        random = os.urandom(12 * len(texts))
-        nonces = [random[at : at + 12] for at in range(0, len(random), 12)]
+        """Each text sealed for its owner, in order; one of no family ("") has no text, and stays empty.
+
+        Missing secrets are made, and are on the disk before this returns.
+        """
+        whose: list[Whose] = []
+        add = whose.append
         with self._lock:
             self._follow()
-            current, often = self._current, self._often
-            for family, owner, text, nonce in zip(families, owners, texts, nonces, strict=True):
-                if family not in subjects and (found := often.get((family, owner))) is not None:
-                    header, encrypt, name = found
-                    add(header + nonce + encrypt(nonce, text, name))
+            known = self._known
+            for family, owner in zip(families, owners, strict=True):
+                if not family:
                     continue
-                name = owner.encode()
                 try:
-                    header, secret = current[family][checksum(name) & 0xFFFF]
+                    add(known[family][owner])
                 except KeyError:
-                    needed = {bucket(one) for one, of in zip(owners, families, strict=True) if of == family}
-                    self._make(family, needed.difference(current.get(family, ())))
-                    header, secret = current[family][bucket(owner)]
-                encrypt = cipher(derive(name, key=secret, digest_size=32).digest()).encrypt
-                if family == "dead" or (family not in subjects and owner.startswith("source ")):  # actors are many too
-                    if len(often) >= _REMEMBERED:
-                        often.clear()
-                    often[family, owner] = header, encrypt, name
-                add(header + nonce + encrypt(nonce, text, name))
-        return out
+                    add(self._learn(family, owner, families, owners))
+        if len(whose) == len(texts):
+            return encrypt_many(whose, texts)
+        sealed = iter(encrypt_many(whose, [text for text, of in zip(texts, families, strict=True) if of]))
+        return [next(sealed) if family else b"" for family in families]
+
+    def _learn(self, family: str, owner: str, families: Sequence[str], owners: Sequence[str]) -> Whose:
+        """What an owner's texts are sealed with, remembered: who comes once comes again, and deriving takes a µs.
+
+        The secrets of all others that are to be sealed are made along, where there are none.
+        """
+        name = owner.encode()
+        where = zlib.crc32(name) & 0xFFFF
+        if where not in self._current.get(family, ()):
+            needed = {bucket(one) for one, of in zip(owners, families, strict=True) if of == family}
+            self._make(family, needed.difference(self._current.get(family, ())))
+        header, secret = self._current[family][where]
+        known = self._known[family]
+        if len(known) >= _REMEMBERED:
+            known.clear()
+        known[owner] = found = header, _derived(secret, name), name
+        return found
 
     def open_many(self, blobs: Sequence[bytes | None], owners: Sequence[str | None]) -> list[bytes | None]:
         """Each text as it was before it was sealed; None where its key is destroyed. What is plain comes back as it is.
@@ -374,7 +382,7 @@ class Subjects:
     # --- the file
     def _forget_cached(self) -> None:
         self._current: dict[str, dict[int, tuple[bytes, bytes]]] = {name: {} for name in FAMILIES}  # bucket → header, secret
-        self._often: dict[tuple[str, str], _Sealer] = {}
+        self._known: dict[str, dict[str, Whose]] = {name: {} for name in FAMILIES}
         self._secrets: dict[tuple[bytes, int], bytes | None] = {}  # header, bucket → secret
         self._kept: dict[tuple[bytes, bytes], bytes | None] = {}  # header, owner → key
 
