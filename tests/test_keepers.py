@@ -260,6 +260,31 @@ def test_what_a_compaction_leaves_is_marked_as_joined(tmp_path: Path, settings_i
 
 
 @pytest.mark.services
+def test_a_chief_that_trims_the_logs_at_once_loses_and_doubles_nothing(
+    tmp_path: Path, settings_in: In, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merged, checkpointed and trimmed all the while, far more often than it ever is; every loop has handles of its own."""
+    for name, value in {"FILES": 1, "COMPACT_S": 0.1, "MERGE_S": 0.2, "LOG_S": 0.0}.items():
+        monkeypatch.setattr(f"truing.flows.chief.{name}", value)
+    monkeypatch.setattr("truing.tasks.events.follow.CHECKPOINT", 3)
+    site = Site(tmp_path, settings_in, number=1)
+    keeper = Keeper(site.settings, start=lambda *_: "", log=print)
+    running = threading.Thread(target=keeper.run)
+    running.start()
+    log = Path(site.settings.vault, "landing", "_delta_log")
+    try:
+        for n in range(12):
+            site.send(10 * n, 10)
+            site.check()
+        until("the first entries to go", lambda: not (log / f"{1:020}.json").exists())
+        site.check()
+    finally:
+        keeper.stop.set()
+        running.join()
+        site.close()
+
+
+@pytest.mark.services
 def test_only_what_landed_a_while_ago_is_trimmed(tmp_path: Path, settings_in: In) -> None:
     site = Site(tmp_path, settings_in, number=1)
     keeper = Keeper(site.settings, start=lambda *_: "", log=print)

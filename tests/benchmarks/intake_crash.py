@@ -48,7 +48,7 @@ from truing.tasks.events.suite import reports
 
 KEEPERS, PARTITIONS = 2, 3
 RATE = 100  # predictions a second; each is rated, every second has an outcome
-APPEND = "truing.tasks.events.lake:Store.append"
+PUT = "truing.tasks.events.lake:Store.put"
 CURATE = """
 from truing.flows.curate import judge
 from truing.infra.catalog import chosen
@@ -71,8 +71,8 @@ class Point(NamedTuple):
 POINTS = (
     Point("after poll", "truing.flows.landing:Landing.gather", "after"),
     Point("after checks", "truing.tasks.events.intake:land", "after"),
-    Point("before commit", APPEND, "before", "'landing'"),
-    Point("after commit", APPEND, "after", "'landing'"),
+    Point("before commit", PUT, "before", "'landing'"),
+    Point("after commit", PUT, "after", "'landing'"),
     Point("joined into rows, not into the holdout", "truing.tasks.events.join:write", "after", "'rows'"),
     Point("before compaction", "deltalake.table:TableOptimizer.compact", "before"),
     Point("compacted, old files still there", "deltalake.table:TableOptimizer.compact", "after"),
