@@ -158,8 +158,8 @@ class Chief:
                 if merge:
                     merged = time.monotonic()
                     for table in vault.tables:
-                        vault.trim_log(table, older_s=LOG_S)
-                    lake.trim_log("rows", older_s=max(LOG_S, min(2 * looks, LOG_MOST_S)))
+                        vault.trim_log(table, before=time.time() - LOG_S)
+                    lake.trim_log("rows", before=time.time() - max(LOG_S, min(2 * looks, LOG_MOST_S)))
             except TruingError as error:
                 self.log(f"compaction: {error}")
             self.stop.wait(COMPACT_S)

@@ -168,8 +168,8 @@ def test_a_trimmed_log_stops_nobody(vault: Vault, monkeypatch: pytest.MonkeyPatc
         one._handle("landing")
     for n in range(1, 12):
         vault.put("landing", messages(n, n + 1), app=[("a", n + 1)])
-    assert vault.trim_log("landing", older_s=60.0) == 0, "what is young stays"
-    assert vault.trim_log("landing", older_s=-1.0) > 5
+    assert vault.trim_log("landing", before=time.time() - 60.0) == 0, "what is young stays"
+    assert vault.trim_log("landing", before=time.time() + 1.0) > 5
     entries = sorted(int(path.stem) for path in Path(vault.root, "landing/_delta_log").glob("*.json"))
     assert entries == list(range(entries[0], int(vault.version("landing") or 0) + 1))
     assert entries[0] > (first or 0) + 1
@@ -194,7 +194,7 @@ def test_who_slept_between_look_and_commit_fills_no_gap_of_a_trimmed_log(vault: 
             slept.append(True)
             for n in range(1, 12):
                 vault.put("landing", messages(n, n + 1))
-            vault.trim_log("landing", older_s=-1.0)
+            vault.trim_log("landing", before=time.time() + 1.0)
         link(draft, entry)
 
     monkeypatch.setattr(os, "link", sleep_first)

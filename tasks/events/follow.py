@@ -11,7 +11,6 @@ Local folders only.
 from __future__ import annotations
 
 import os
-import time
 import uuid
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -106,19 +105,20 @@ class Log:
 
         Raises OSError when it can't be written, and then it is not: nothing after the link does.
         """
-        now = int(time.time() * 1000)
-        actions: list[dict[str, object]] = [
-            {"commitInfo": {"timestamp": now, "operation": "WRITE", "operationParameters": {"mode": "Append"}}}
-        ]
-        if name:
-            stats = msgspec.json.encode({"numRecords": rows}).decode()
-            size = (self.folder / name).stat().st_size
-            file = {"path": name, "partitionValues": {}, "size": size, "modificationTime": now, "dataChange": True}
-            actions.append({"add": {**file, "stats": stats}})
-        actions += [{"txn": {"appId": app, "version": at, "lastUpdated": now}} for app, at in transactions]
         entry = self._entry(self.version + 1)
         draft = entry.with_name(f"_commit_{uuid.uuid4()}.json.tmp")
         try:
+            draft.touch()
+            now = int(draft.stat().st_mtime * 1000)  # the clock that the log's readers go by
+            actions: list[dict[str, object]] = [
+                {"commitInfo": {"timestamp": now, "operation": "WRITE", "operationParameters": {"mode": "Append"}}}
+            ]
+            if name:
+                stats = msgspec.json.encode({"numRecords": rows}).decode()
+                size = (self.folder / name).stat().st_size
+                file = {"path": name, "partitionValues": {}, "size": size, "modificationTime": now, "dataChange": True}
+                actions.append({"add": {**file, "stats": stats}})
+            actions += [{"txn": {"appId": app, "version": at, "lastUpdated": now}} for app, at in transactions]
             draft.write_bytes(b"\n".join(map(msgspec.json.encode, actions)))
             os.link(draft, entry)
         except FileExistsError:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -404,9 +403,9 @@ class Store:
         except (DeltaError, OSError, TruingError):
             self._open.pop(table, None)
 
-    def trim_log(self, table: str, *, older_s: float) -> int:
-        """Delete what no reader needs of a local table's log but those who ask `since` a version that old; how many entries."""
-        return 0 if self.remote else follow.trim(Path(self._uri(table)), before=time.time() - older_s)
+    def trim_log(self, table: str, *, before: float) -> int:
+        """Delete what only those need of a local table's log who ask `since` a version from before `before` (Unix seconds)."""
+        return 0 if self.remote else follow.trim(Path(self._uri(table)), before=before)
 
     # --- reading
     def version(self, table: str) -> int | None:
