@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,21 @@ def test_compaction_keeps_rows_positions_and_transactions(vault: Vault) -> None:
     assert other.positions("t") == {(0, 0): 12}
     before = other.version("landing")
     assert other.append("landing", messages(11, 12), app=("g:t:0:0", 12)) == before
+
+
+def test_what_was_merged_away_is_deleted_once_no_reader_can_need_it(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("truing.tasks.events.lake.MERGED_AWAY", "interval 1 seconds")
+    for n in range(12):
+        vault.append("landing", messages(n, n + 1))
+    vault.compact(above=10)
+    folder = Path(vault.root) / "landing"
+    assert len(list(folder.glob("*.parquet"))) == 13, "a reader in mid-scan finds what it began with"
+    time.sleep(1.1)
+    for n in range(12, 24):
+        vault.append("landing", messages(n, n + 1))
+    vault.compact(above=10)
+    assert len(list(folder.glob("*.parquet"))) == 14  # one file made of 13, and the 13 that it was made of just now
+    assert Vault(vault.root).landing()["offset"].sort().to_list() == list(range(24))
 
 
 def test_what_was_added_since_a_version_is_found(vault: Vault) -> None:
