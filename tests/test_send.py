@@ -342,13 +342,13 @@ def test_a_pipe_that_never_ends_is_sent_as_it_comes(run: Any, broker: Settings, 
 def test_a_sending_that_was_killed_is_sent_again_and_lands_once(
     run: Any, broker: Settings, tmp_path: Path, problem: Problem, number: signal.Signals
 ) -> None:
-    """600 rows without id, 60 of them equal, at 400 events a second; killed when some have arrived; then the same file again.
+    """600 rows without id, 60 of them equal, at 100 events a second; killed when some have arrived; then the same file again.
 
     Every row has one name: 600 predictions and 600 outcomes, whatever came twice. Who presses Ctrl-C is told so."""
     lines = [row(problem, age=20 + n % 60, capital_gain=n // 10 * 10, income=">50K") for n in range(540)]
     lines += [row(problem, income="<=50K")] * 60
     file = write(tmp_path / "rows.jsonl", lines)
-    process = sending(broker, file, "--source", "history", "--rate", "400")
+    process = sending(broker, file, "--source", "history", "--rate", "100")
     until(lambda: len(topic(broker, problem)) >= 200, 30)
     process.send_signal(number)
     _, err = process.communicate(timeout=30)

@@ -143,7 +143,7 @@ def test_kafka_clients_are_given_the_certificates_for_ssl_only(tmp_path: Path, s
     plain = given(settings_in(tmp_path), authority.issue("127.0.0.1"))
     assert not [name for name in connection(plain) if name.startswith("ssl")]
     kafka = plain.kafka.model_copy(
-        update={"security_protocol": "SASL_SSL", "ssl_certificate": Path("/c"), "ssl_key": Path("/k")}
+        update={"broker": "external", "security_protocol": "SASL_SSL", "ssl_certificate": Path("/c"), "ssl_key": Path("/k")}
     )
     found = connection(plain.model_copy(update={"kafka": kafka}))
     assert found["ssl_cafile"] == str(authority.ca), "the stack's authority unless another is named"
