@@ -181,7 +181,8 @@ def test_the_controllers_port_is_the_next_one_and_is_checked_like_every_other(
 def test_a_kafka_started_here_knows_passwords_only_as_plain_sasl_and_tls_with_a_certificate(
     tmp_path: Path, settings_in: In, home: Path, with_java: Callable[[str], str]
 ) -> None:
-    given = {"broker": "kafka", "home": home, "java": with_java("17"), "security_protocol": "SASL_SSL"}
+    given = {"broker": "kafka", "home": home, "bootstrap": "127.0.0.1:9092", "java": with_java("17")}
+    given["security_protocol"] = "SASL_SSL"
     assert "setting tls.certificate: expected one for a Kafka that speaks SASL_SSL" in refused(
         settings_in(tmp_path, kafka=given)
     )
