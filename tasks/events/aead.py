@@ -1,7 +1,7 @@
 """AES-256-GCM for many short texts, each under a key of its own.
 
 `cryptography` makes a cipher for every key, which takes two thirds of its 2 to 3 µs a text. libsodium's one-shot function
-expands the key on the stack: 0.7 µs. PyNaCl carries it, but its public wrapper takes 4 µs, so its binding is called as the
+expands the key on the stack: 0.9 µs. PyNaCl carries it, but its public wrapper takes 4 µs, so its binding is called as the
 wrapper does. That is private to PyNaCl, so it is looked at first; where it is not as expected, or the processor has no AES,
 `cryptography` does the work. Both give the same bytes (NIST SP 800-38D); a test holds them equal.
 """

@@ -126,11 +126,15 @@ class Log:
         finally:
             with suppress(OSError):
                 draft.unlink()
-        if os.path.exists(self._entry(self.version)):
+        try:
+            self._entry(self.version).stat()
+        except FileNotFoundError:  # who slept until the log was trimmed has filled a gap in it, where nobody looks
+            with suppress(OSError):
+                entry.unlink()
+            return False
+        except OSError:  # it can't be looked at, which says nothing against the commit
             return True
-        with suppress(OSError):  # who slept until the log was trimmed has filled a gap in it, where nobody looks
-            entry.unlink()
-        return False
+        return True
 
     def _apply(self, actions: list[_Action]) -> bool:
         if any(one.protocol or one.metaData or (one.add and one.add.deletionVector) for one in actions):
@@ -167,12 +171,11 @@ def trim(folder: Path, *, before: float) -> int:
 
     In ascending order, always: `commit` goes by that. Readers and writers that stand behind go on from the checkpoint.
     """
-    log = folder / "_delta_log"
+    log, gone = folder / "_delta_log", 0
     try:
         last = int(msgspec.json.decode((log / "_last_checkpoint").read_bytes())["version"])
         if not (log / f"{last:020}.checkpoint.parquet").exists():
             return 0
-        gone = 0
         for name in sorted(os.listdir(log)):
             number, _, kind = name.partition(".")
             old = number.isdigit() and int(number) < last and kind in ("json", "checkpoint.parquet")
@@ -184,12 +187,6 @@ def trim(folder: Path, *, before: float) -> int:
                 gone += 1
             elif old and kind == "json":
                 break
-    except (
-        FileNotFoundError,
-        KeyError,
-        ValueError,
-        TypeError,
-        msgspec.DecodeError,
-    ):  # no checkpoint yet, or somebody else trims
-        return 0
+    except (OSError, KeyError, ValueError, TypeError, msgspec.DecodeError):
+        return gone  # no checkpoint yet, somebody else trims, or these are not ours to delete
     return gone

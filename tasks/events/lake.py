@@ -23,7 +23,7 @@ import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -244,7 +244,7 @@ class Store:
         )
 
     def _recorded(
-        self, handle: DeltaTable, table: str, transactions: Sequence[tuple[str, int]], expect: Mapping[str, int | None]
+        self, handle: DeltaTable | Log, table: str, transactions: Sequence[tuple[str, int]], expect: Mapping[str, int | None]
     ) -> bool:
         for name, version in expect.items():
             recorded = handle.transaction_version(name)
@@ -254,7 +254,7 @@ class Store:
                     "read the positions again and resume there"
                 )
         have = {name: handle.transaction_version(name) for name, _ in transactions}
-        done = [have[name] is not None and have[name] >= version for name, version in transactions]
+        done = [(at := have[name]) is not None and at >= version for name, version in transactions]
         if all(done):
             return True
         if any(done):
@@ -368,7 +368,7 @@ class Store:
                     if log is None:
                         self._create(table)
                         continue
-                    if app and self._recorded(cast(DeltaTable, log), table, app, expect or {}):
+                    if app and self._recorded(log, table, app, expect or {}):
                         return log.version
                     if not (data.height or app):
                         return log.version
