@@ -27,9 +27,10 @@ from truing.tasks.errors import Unavailable
 from truing.tasks.events import checks as row_checks
 from truing.tasks.events.glance import Glance
 from truing.tasks.events.intake import Batch, app_of, land, places, recall
-from truing.tasks.events.lake import Stale, Vault
+from truing.tasks.events.lake import Vault
 from truing.tasks.events.redaction import Redactor
 from truing.tasks.events.schema import Proofs
+from truing.tasks.events.store import Stale
 from truing.tasks.events.stream import Chunk, Reader
 from truing.tasks.events.subjects import commits
 from truing.tasks.problem import Problem, load_problem
@@ -144,7 +145,7 @@ class Landing:
         with commits(self.settings.vault):  # nobody's key is destroyed between sealing and commit
             with self._turn:
                 frame = batch.sealed(self.vault.sealing())
-            self.vault.put("landing", frame, app=list(apps.items()), expect=expected)
+            self.vault.append("landing", frame, app=list(apps.items()), expect=expected)
         self._recorded.update(apps)
         self._epochs.update(batch.positions.keys())
         self.tally.update(batch.counts)

@@ -94,7 +94,7 @@ class Client:
             self._watermark = Watermark(kafka, group, topic)
             self._events = self._events_box = on_disk(
                 outbox / "events",
-                Sender(topic, dict(kafka), timeout_s=timeout_s),
+                Sender(topic, dict(kafka), timeout_s=timeout_s, knocks=True),
                 keep_s=60.0,
                 sync=sync,
                 sentinel=_address(kafka) if embedded else None,

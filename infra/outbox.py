@@ -298,7 +298,11 @@ class Outbox:
         """Is the broker, for certain, the process it was? If it died, all that is kept goes out again, once it is back."""
         if self._sentinel is None:
             return True
-        if self._sentinel.broken():
+        watched = self._sentinel.watching
+        again = self._sentinel.broken()
+        if again or (watched and not self._sentinel.watching):
+            self._publisher.close()  # it counts on what died with the broker, and would try until its time is up
+        if again:
             if self._landed:
                 self._landed.doubt()
             self._rewind()

@@ -7,6 +7,7 @@ away, so the next call starts clean; whoever calls again sends the same messages
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,9 +20,13 @@ Message = tuple[bytes, bytes]  # key, value
 class Sender:
     """A producer for one topic that may fail and be called again. Safe to call from several threads, one batch at a time."""
 
-    def __init__(self, topic: str, options: dict[str, Any], *, timeout_s: float = 10.0) -> None:
-        """`options` are kafka-python's (see `truing.infra.broker.connection`); `timeout_s` is how long one batch may take."""
+    def __init__(self, topic: str, options: dict[str, Any], *, timeout_s: float = 10.0, knocks: bool = False) -> None:
+        """`options` are kafka-python's (see `truing.infra.broker.connection`); `timeout_s` is how long one batch may take.
+
+        `knocks`: brokers of which none takes a connection are said at once, not after `timeout_s`: for who calls again anyway.
+        """
         self._topic = topic
+        self._knocks = knocks
         self._options = options
         self._timeout_s = timeout_s
         self._producer: Any = None
@@ -59,6 +64,8 @@ class Sender:
             logging.getLogger("kafka").addHandler(logging.NullHandler())  # its warnings go to whoever set up logging, if anyone
             from kafka import KafkaProducer
 
+            if self._knocks:
+                _knock(self._options["bootstrap_servers"])
             wait = int(self._timeout_s * 1000)
             self._producer = KafkaProducer(
                 **{
@@ -90,6 +97,20 @@ class Sender:
                 self._drop()
             finally:
                 self._guard.release()
+
+
+def _knock(servers: Sequence[str]) -> None:
+    """Raises the last OSError when none of these brokers takes a connection."""
+    failed: OSError | None = None
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=3.0).close()
+            return
+        except OSError as error:
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 def _places(written: Iterable[Any]) -> dict[int, int] | None:

@@ -99,7 +99,7 @@ DECIDE = (
 )
 KEEPER = (
     Point("read, not landed", "ingest", "truing.flows.landing:Landing.commit", "before"),
-    Point("landed, not joined", "ingest", "truing.tasks.events.lake:Store.put", "after", "'landing'"),
+    Point("landed, not joined", "ingest", "truing.tasks.events.store:Store.append", "after", "'landing'"),
     Point("joined into rows, not into the holdout", "ingest", "truing.tasks.events.join:write", "after", "'rows'"),
     Point("merged small files, old ones still there", "ingest", "deltalake.table:TableOptimizer.compact", "after"),
 )

@@ -30,9 +30,10 @@ from truing.infra.settings import Settings
 from truing.tasks.evaluation.audit import draw_plan, keep_plan, read_plans
 from truing.tasks.evaluation.kept import Decision, pack, store, unpack
 from truing.tasks.events.erasure import Traces
-from truing.tasks.events.lake import Lake, Store, Vault
+from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.predictions import Predictions
 from truing.tasks.events.schema import encode_event, pseudonym
+from truing.tasks.events.store import Store
 from truing.tasks.events.subjects import bucket, sealed
 from truing.tasks.events.suite import validate_pending
 from truing.tasks.policy import load_policy

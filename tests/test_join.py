@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from truing.tasks.events.join import coverage, derive, increment, join, leaked, write
-from truing.tasks.events.lake import LANDING, ROWS, Lake, Vault
+from truing.tasks.events.lake import Lake, Vault
+from truing.tasks.events.tables import LANDING, ROWS
 from truing.tasks.problem import Group, Input, Maturity, Problem, Source, Splits, split_of
 from truing.tasks.seal import digest_bytes
 

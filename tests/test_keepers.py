@@ -35,7 +35,8 @@ from truing.infra.status import status
 from truing.tasks.errors import SettingsError
 from truing.tasks.events import join
 from truing.tasks.events.intake import places
-from truing.tasks.events.lake import Lake, Stale, Vault
+from truing.tasks.events.lake import Lake, Vault
+from truing.tasks.events.store import Stale
 from truing.tasks.events.stream import Publisher
 
 Message = tuple[bytes, bytes]

@@ -14,7 +14,9 @@ import polars as pl
 import pytest
 
 from truing.tasks.errors import DataError, Unavailable
-from truing.tasks.events.lake import LANDING, ROWS, Lake, Stale, Vault
+from truing.tasks.events.lake import Lake, Vault
+from truing.tasks.events.store import Stale
+from truing.tasks.events.tables import LANDING, ROWS
 from truing.tasks.records import Alert, DatasetVersion
 
 
@@ -172,7 +174,7 @@ def test_compaction_keeps_rows_positions_and_transactions(vault: Vault) -> None:
 
 
 def test_what_was_merged_away_is_deleted_once_no_reader_can_need_it(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("truing.tasks.events.lake.MERGED_AWAY", "interval 1 seconds")
+    monkeypatch.setattr("truing.tasks.events.store.MERGED_AWAY", "interval 1 seconds")
     for n in range(12):
         vault.append("landing", messages(n, n + 1))
     vault.compact(above=10)

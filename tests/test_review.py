@@ -22,8 +22,9 @@ from truing.tasks.errors import DataError
 from truing.tasks.evaluation.audit import draw_plan, keep_plan
 from truing.tasks.evaluation.reading import questions
 from truing.tasks.events.join import join
-from truing.tasks.events.lake import LANDING, ROWS, Vault
+from truing.tasks.events.lake import Vault
 from truing.tasks.events.schema import Proofs, encode_event, judge, pseudonym
+from truing.tasks.events.tables import LANDING, ROWS
 from truing.tasks.kinds.model import Model
 from truing.tasks.policy import Audit, Policy
 from truing.tasks.problem import Problem, Source, load_problem

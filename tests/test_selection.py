@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truing.tasks.events.lake import ROWS
+from truing.tasks.events.tables import ROWS
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
 from truing.tasks.selection.dataset import freeze

@@ -73,7 +73,7 @@ class Service:
         self._watermark = Watermark(connection(settings), settings.kafka.group, settings.kafka.topic)
         self.outbox = Outbox(
             settings.data / "outbox" / "gateway",
-            Sender(settings.kafka.topic, connection(settings)),
+            Sender(settings.kafka.topic, connection(settings), knocks=True),
             keep_s=settings.gateway.keep_s,
             watermark=self._watermark,
             most_s=settings.gateway.keep_most_s,

@@ -16,8 +16,10 @@ import msgspec
 import polars as pl
 
 from truing.tasks.errors import DataError, Unavailable
-from truing.tasks.events.lake import OWNER, RECORDS, Stale, Vault
+from truing.tasks.events.lake import Vault
+from truing.tasks.events.store import Stale
 from truing.tasks.events.subjects import OVERHEAD
+from truing.tasks.events.tables import OWNER, RECORDS
 from truing.tasks.records import Record
 
 ACTS = "dead_acts"

@@ -20,7 +20,9 @@ import msgspec
 import polars as pl
 
 from truing.tasks.events.join import join, sealed_states
-from truing.tasks.events.lake import OWNER, ROWS, Lake, Store, Vault
+from truing.tasks.events.lake import Lake, Vault
+from truing.tasks.events.store import Store
+from truing.tasks.events.tables import OWNER, ROWS
 from truing.tasks.problem import Problem
 from truing.tasks.records import DatasetVersion, Record, Split
 

@@ -17,10 +17,12 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from truing.tasks.events.lake import OWNER, ROWS, Lake, Store, Vault
+from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.parking import WORDS, heard
 from truing.tasks.events.schema import PEOPLE, Attribute, Correction, Interaction, Outcome, Prediction, Rating, Review
+from truing.tasks.events.store import Store
 from truing.tasks.events.subjects import commits
+from truing.tasks.events.tables import OWNER, ROWS
 from truing.tasks.problem import Problem, seconds, split_of
 from truing.tasks.records import Origin, Record, Split
 from truing.tasks.seal import canonical, digest_bytes
@@ -334,7 +336,7 @@ def write(store: Store, table: str, found: Increment) -> int:
     if (have[APP] or -1) >= found.version:
         return int(store.version(table) or 0)
     further = [(app, at) for app, at in found.positions.items() if at > (have[app] or 0)]
-    return store.put(table, states, app=[(APP, found.version), *further], expect={APP: found.seen[table]})
+    return store.append(table, states, app=[(APP, found.version), *further], expect={APP: found.seen[table]})
 
 
 def increment(vault: Vault, lake: Lake, problems: Mapping[str, Problem], *, salt: bytes) -> Increment | None:

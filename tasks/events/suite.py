@@ -16,9 +16,10 @@ import polars as pl
 
 from truing.tasks.errors import DataError
 from truing.tasks.events.expectations import Validator, WindowReport, validate
-from truing.tasks.events.lake import Lake, Store
+from truing.tasks.events.lake import Lake
 from truing.tasks.events.profile import ensure, profile
 from truing.tasks.events.rules import DELAY, effective, fingerprint
+from truing.tasks.events.store import Store
 from truing.tasks.problem import Problem
 from truing.tasks.records import Record, Split
 

@@ -11,7 +11,8 @@ import itertools
 import numpy as np
 import polars as pl
 
-from truing.tasks.events.lake import ROWS, Lake, winners
+from truing.tasks.events.lake import Lake
+from truing.tasks.events.tables import ROWS, winners
 from truing.tasks.monitoring.stability import Stability, stability
 from truing.tasks.problem import UNKNOWN, Problem
 from truing.tasks.records import Estimate, Record, Split

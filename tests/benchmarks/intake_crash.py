@@ -48,7 +48,7 @@ from truing.tasks.events.suite import reports
 
 KEEPERS, PARTITIONS = 2, 3
 RATE = 100  # predictions a second; each is rated, every second has an outcome
-PUT = "truing.tasks.events.lake:Store.put"
+PUT = "truing.tasks.events.store:Store.append"
 CURATE = """
 from truing.flows.curate import judge
 from truing.infra.catalog import chosen

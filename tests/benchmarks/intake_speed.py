@@ -152,8 +152,9 @@ def windows(settings: Settings, wanted: int) -> dict[str, Any]:
 
     from truing.infra.catalog import catalog
     from truing.tasks.events.expectations import Validator, validate
-    from truing.tasks.events.lake import OWNER, Vault
+    from truing.tasks.events.lake import Vault
     from truing.tasks.events.profile import profile
+    from truing.tasks.events.tables import OWNER
 
     problem = catalog(settings.problems)["loan"][0]
     vault, validator = Vault(settings.vault), Validator()

@@ -34,7 +34,7 @@ from truing.tasks.evaluation.answers import ask
 from truing.tasks.evaluation.comparison import assess
 from truing.tasks.evaluation.gate import judge
 from truing.tasks.events.join import join
-from truing.tasks.events.lake import LANDING
+from truing.tasks.events.tables import LANDING
 from truing.tasks.kinds.model import Model
 from truing.tasks.learning.improve import tune
 from truing.tasks.policy import Policy, load_policy
