@@ -34,7 +34,7 @@ from truing.tasks.errors import TruingError, Unavailable
 from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.schema import Proofs
 from truing.tasks.events.stream import Reader
-from truing.tasks.problem import Problem
+from truing.tasks.problem import Problem, seconds
 
 __all__ = ["Busy", "Keeper", "drain"]
 
@@ -97,6 +97,9 @@ class Keeper:
         """Trimming, checks that a person edited, signs of life."""
         beaten = 0.0
         trimmed = refreshed = time.monotonic()
+        kept = (0.0 if self.settings.kafka.broker == "embedded" else seconds(one.retention) for one in self.problems.values())
+        keep = max(kept, default=0.0)
+        pause = max(TRIM_S, min(keep / 10, 60.0))
         while not self.stop.wait(0.2):
             now = time.monotonic()
             if now - beaten > BEAT_S:
@@ -111,9 +114,9 @@ class Keeper:
                     self.landing.refresh_checks()
                 except TruingError as error:
                     self.log(f"checks: {error}")
-            if self.settings.kafka.trims and now - trimmed > TRIM_S:
+            if self.settings.kafka.trims and now - trimmed > pause:
                 trimmed = now
-                self.landing.trim()
+                self.landing.trim(keep)
         self._beat()
 
     def _beat(self) -> None:

@@ -283,11 +283,12 @@ class Landing:
         }
         return found if session and session == reader.session else {}
 
-    def trim(self) -> None:
+    def trim(self, keep_s: float = 0.0) -> None:
         """Let the broker forget what had landed by the last call of this, but for the last record of it.
 
-        Call it every few seconds. What stands last tells this log from another; and a broker that lost its tail lost what is
-        younger than the last call, so nothing is deleted that its next life wrote at the same place and nobody has read.
+        With `keep_s` what the broker took within so many seconds stays too. Call it every few seconds. What stands last tells
+        this log from another; and a broker that lost its tail lost what is younger than the last call, so nothing is deleted
+        that its next life wrote at the same place and nobody has read.
         """
         landed = {app: offset for app, offset in dict(self._recorded).items() if offset}
         aged, self._aged = self._aged, landed
@@ -295,8 +296,9 @@ class Landing:
         for app, offset in aged.items():
             partition, epoch = (int(part) for part in app.rsplit(":", 2)[1:])
             place = self.reader.places.get(partition)
-            if place and epoch == place.epoch == self._epochs.get(partition) and offset > self._trimmed.get(app, 0) + TRIM:
+            worth = keep_s or offset > self._trimmed.get(app, 0) + TRIM
+            if place and epoch == place.epoch == self._epochs.get(partition) and worth:
                 upto[partition] = offset - 1
                 self._trimmed[app] = offset
         if upto:
-            self.reader.trim(upto)
+            self.reader.trim(upto, before=time.time() - keep_s if keep_s else None)

@@ -117,8 +117,17 @@ def wait_for(settings: Settings, seconds: float) -> None:
     _admin(settings, seconds).close()
 
 
+# The broker's clock decides what is old. By the senders', which is Kafka's default, a batch that calls itself old is deleted
+# unread, and one from the future stays. Segments go whole, so they are closed hourly: Kafka's default is a week.
+STAMPED = {"message.timestamp.type": "LogAppendTime"}
+OURS = {**STAMPED, "retention.ms": str(7 * 86_400_000), "segment.ms": str(3_600_000)}
+
+
 def ensure_topics(settings: Settings, seconds: float = 20.0) -> None:
     """Make the topics of events and of control messages unless they are there. Control has one partition: its order counts.
+
+    On Apache Kafka they have the broker's time on each record; on the one that we start also a retention of 7 days, for what
+    nobody has landed: what has landed goes after the problems' `retention` (`Landing.trim`).
 
     Raises Unavailable when the broker does not answer within `seconds` or refuses.
     """
@@ -128,15 +137,20 @@ def ensure_topics(settings: Settings, seconds: float = 20.0) -> None:
     try:
         present = set(admin.list_topics())
         wanted = {settings.kafka.topic: settings.kafka.partitions, settings.kafka.control: 1, settings.kafka.dead: 1}
+        kind = settings.kafka.broker
+        configs = {} if kind == "embedded" else OURS if kind == "kafka" else STAMPED
         for name, partitions in wanted.items():
             if name in present:
                 continue
+            topic = {"num_partitions": partitions, "replication_factor": -1 if _external(settings) else 1, "configs": configs}
             try:
-                admin.create_topics(
-                    {name: {"num_partitions": partitions, "replication_factor": -1 if _external(settings) else 1}}
-                )
+                admin.create_topics({name: topic})
             except TopicAlreadyExistsError:  # somebody else was first
                 continue
+        if kind == "kafka" and (old := present & set(wanted)):
+            from kafka.admin import ConfigResource, ConfigResourceType
+
+            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs) for name in sorted(old)])
     except KafkaError as error:
         raise Unavailable(
             f"{_who(settings)}: expected to make its topics, got {_short(error)}; check its rights and logs"

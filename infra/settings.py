@@ -41,7 +41,7 @@ class Kafka(_Part):
     heap: str = Field("512m", pattern=r"^[1-9][0-9]*[kKmMgG]$", description="its Java heap")
     controller: int | None = Field(None, ge=1, le=65535, description="its controller's port on loopback; else bootstrap's + 1")
     trim: bool | None = Field(
-        None, description="delete what has landed from the topic; default: if embedded, which rewrites all it holds each second"
+        None, description="delete what has landed, embedded at once, else after the problem's retention; default: if it is ours"
     )
     group: str = Field("truing", description="name of the reader in the lake's app transactions")
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT", description="as in Kafka")
@@ -58,7 +58,7 @@ class Kafka(_Part):
 
     @property
     def trims(self) -> bool:
-        return self.broker == "embedded" if self.trim is None else self.trim
+        return self.broker != "external" if self.trim is None else self.trim
 
 
 class Ports(_Part):

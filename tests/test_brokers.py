@@ -88,12 +88,12 @@ def test_two_brokers_named_at_once_are_one_line(monkeypatch: pytest.MonkeyPatch)
     [
         ({"broker": "embedded"}, True),
         ({"broker": "embedded", "trim": False}, False),
-        ({"broker": "kafka"}, False),
+        ({"broker": "kafka"}, True),
         ({"broker": "external"}, False),
-        ({"broker": "kafka", "trim": True}, True),
+        ({"broker": "external", "trim": True}, True),
     ],
 )
-def test_only_the_embedded_brokers_topic_is_trimmed_unless_it_is_asked_for(kafka: dict[str, Any], trims: bool) -> None:
+def test_only_a_broker_of_ours_is_trimmed_unless_it_is_asked_for(kafka: dict[str, Any], trims: bool) -> None:
     assert load(kafka=kafka).kafka.trims is trims
 
 

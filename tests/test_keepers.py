@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))  # a small problem
 from fleet import Fleet, until
 from intake_traffic import Maker, write_problem
 
-from truing.flows.keeper import Busy, Keeper
+from truing.flows.keeper import Busy, Keeper, drain
 from truing.flows.landing import Landing
-from truing.infra import keepers
+from truing.infra import broker, keepers
 from truing.infra.accounts import office
 from truing.infra.broker import connection
 from truing.infra.heartbeat import last_beat
@@ -37,7 +37,7 @@ from truing.tasks.events import join
 from truing.tasks.events.intake import places
 from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.store import Stale
-from truing.tasks.events.stream import Publisher
+from truing.tasks.events.stream import Publisher, producer
 
 Message = tuple[bytes, bytes]
 In = Callable[..., Settings]
@@ -285,31 +285,80 @@ def test_a_chief_that_trims_the_logs_at_once_loses_and_doubles_nothing(
         site.close()
 
 
+def begins(keeper: Keeper) -> int:
+    """Records that the broker was let forget, in all partitions."""
+    reader = keeper.landing.reader
+    with reader._guarded():
+        consumer = reader._new()
+        try:
+            return sum(consumer.beginning_offsets(reader._partitions(range(3))).values())
+        finally:
+            consumer.close()
+
+
 @pytest.mark.services
 def test_only_what_landed_a_while_ago_is_trimmed(tmp_path: Path, settings_in: In) -> None:
     site = Site(tmp_path, settings_in, number=1)
     keeper = Keeper(site.settings, start=lambda *_: "", log=print)
     landing = keeper.landing
-
-    def begins() -> int:
-        with landing.reader._guarded():
-            consumer = landing.reader._new()
-            try:
-                return sum(consumer.beginning_offsets(landing.reader._partitions(range(3))).values())
-            finally:
-                consumer.close()
-
     try:
         site.send(0, 2000)
         landing.drain()
         landing.trim()
-        assert begins() == 0, "what has just landed may be gone from the broker's log after a crash, and written over"
+        assert begins(keeper) == 0, "what has just landed may be gone from the broker's log after a crash, and written over"
         site.send(2000, 2000)
         landing.drain()
         landing.trim()
-        assert begins() == 2000 - 3, "what stood landed at the last call goes, but for its last records"
+        assert begins(keeper) == 2000 - 3, "what stood landed at the last call goes, but for its last records"
     finally:
         keeper.close()
+        site.close()
+
+
+@pytest.mark.services
+def test_on_kafka_what_landed_goes_after_its_retention_and_what_has_not_landed_never(tmp_path: Path, on_apache: In) -> None:
+    """Age is by the broker's clock: a sender that calls its records ancient has none of them deleted for it."""
+    site = Site(tmp_path, on_apache, number=1)
+    keeper = Keeper(site.settings, start=lambda *_: "", log=print)
+    landing = keeper.landing
+    try:
+        site.send(0, 300)
+        landing.drain()
+        for _ in range(2):
+            landing.trim(keep_s=3600.0)
+        assert begins(keeper) == 0, "all of it is younger than an hour"
+        old = producer(connection(site.settings))
+        ancient = [site.maker.good("prediction", n) for n in range(300, 400)]
+        sent = [old.send(site.settings.kafka.topic, key=key, value=value, timestamp_ms=1) for key, value in ancient]
+        old.close()
+        site.sent |= {f"p{n:09d}" for n in range(300, 400)}
+        assert min(one.get().timestamp for one in sent) > time.time() * 1000 - 60_000
+        landing.trim(keep_s=0.001)
+        assert begins(keeper) == 300 - 3, "what has landed is older than a millisecond; what stands behind it has not landed"
+        keeper.close()
+        keeper = Keeper(site.settings, start=lambda *_: "", log=print)
+        drain(keeper)
+        site.check()
+    finally:
+        keeper.close()
+        site.close()
+
+
+@pytest.mark.services
+def test_topics_of_an_earlier_start_get_what_is_ours_by_now(on_apache: In, tmp_path: Path) -> None:
+    from kafka.admin import ConfigResource, ConfigResourceType
+
+    site = Site(tmp_path, on_apache, number=1)
+    topic = ConfigResource(ConfigResourceType.TOPIC, site.settings.kafka.topic)
+    try:
+        admin = broker.administrator(site.settings)
+        admin.reset_configs([ConfigResource(ConfigResourceType.TOPIC, site.settings.kafka.topic, dict(broker.OURS))])
+        assert admin.describe_configs([topic])["topic"][site.settings.kafka.topic] == {}
+        broker.ensure_topics(site.settings)
+        told = admin.describe_configs([topic])["topic"][site.settings.kafka.topic]
+        assert {name: one["value"] for name, one in told.items()} == broker.OURS
+        admin.close()
+    finally:
         site.close()
 
 

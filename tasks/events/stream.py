@@ -201,15 +201,21 @@ class Reader:
             return sum(max(0, end - self.places[tp.partition].offset) for tp, end in ends.items())
         return 0
 
-    def trim(self, upto: Mapping[int, int]) -> None:
-        """Let the broker forget what lies below these offsets ({partition: offset}). Best effort."""
+    def trim(self, upto: Mapping[int, int], *, before: float | None = None) -> None:
+        """Let the broker forget what lies below these offsets ({partition: offset}); with `before` (Unix seconds), only what it
+        took until then. Best effort.
+        """
         from kafka import KafkaAdminClient, TopicPartition
         from kafka.errors import KafkaError
 
         try:
             admin = KafkaAdminClient(**self._connection, bootstrap_timeout_ms=3000, request_timeout_ms=5000)
             try:
-                admin.delete_records({TopicPartition(self.topic, p): offset for p, offset in upto.items()}, timeout_ms=5000)
+                wanted = {TopicPartition(self.topic, p): offset for p, offset in upto.items()}
+                if before is not None:
+                    first = admin.list_partition_offsets(dict.fromkeys(wanted, int(before * 1000)), timeout_ms=5000)
+                    wanted = {tp: min(offset, at) if (at := first[tp].offset) >= 0 else offset for tp, offset in wanted.items()}
+                admin.delete_records(wanted, timeout_ms=5000)
             finally:
                 admin.close()
         except (KafkaError, OSError) as error:
