@@ -108,18 +108,7 @@ class Log:
         entry = self._entry(self.version + 1)
         draft = entry.with_name(f"_commit_{uuid.uuid4()}.json.tmp")
         try:
-            draft.touch()
-            now = int(draft.stat().st_mtime * 1000)  # the clock that the log's readers go by
-            actions: list[dict[str, object]] = [
-                {"commitInfo": {"timestamp": now, "operation": "WRITE", "operationParameters": {"mode": "Append"}}}
-            ]
-            if name:
-                stats = msgspec.json.encode({"numRecords": rows}).decode()
-                size = (self.folder / name).stat().st_size
-                file = {"path": name, "partitionValues": {}, "size": size, "modificationTime": now, "dataChange": True}
-                actions.append({"add": {**file, "stats": stats}})
-            actions += [{"txn": {"appId": app, "version": at, "lastUpdated": now}} for app, at in transactions]
-            draft.write_bytes(b"\n".join(map(msgspec.json.encode, actions)))
+            self._draft(draft, name, rows, transactions)
             os.link(draft, entry)
         except FileExistsError:
             return False
@@ -135,6 +124,20 @@ class Log:
         except OSError:  # it can't be looked at, which says nothing against the commit
             return True
         return True
+
+    def _draft(self, draft: Path, name: str, rows: int, transactions: Sequence[tuple[str, int]]) -> None:
+        draft.touch()
+        now = int(draft.stat().st_mtime * 1000)  # the clock that the log's readers go by
+        actions: list[dict[str, object]] = [
+            {"commitInfo": {"timestamp": now, "operation": "WRITE", "operationParameters": {"mode": "Append"}}}
+        ]
+        if name:
+            stats = msgspec.json.encode({"numRecords": rows}).decode()
+            size = (self.folder / name).stat().st_size
+            file = {"path": name, "partitionValues": {}, "size": size, "modificationTime": now, "dataChange": True}
+            actions.append({"add": {**file, "stats": stats}})
+        actions += [{"txn": {"appId": app, "version": at, "lastUpdated": now}} for app, at in transactions]
+        draft.write_bytes(b"\n".join(map(msgspec.json.encode, actions)))
 
     def _apply(self, actions: list[_Action]) -> bool:
         if any(one.protocol or one.metaData or (one.add and one.add.deletionVector) for one in actions):

@@ -72,6 +72,8 @@ POINTS = (
     Point("after poll", "truing.flows.landing:Landing.gather", "after"),
     Point("after checks", "truing.tasks.events.intake:land", "after"),
     Point("before commit", PUT, "before", "'landing'"),
+    Point("data written, no entry in the log", "truing.tasks.events.follow:Log.commit", "before"),
+    Point("entry drafted, not linked", "truing.tasks.events.follow:Log._draft", "after"),
     Point("after commit", PUT, "after", "'landing'"),
     Point("joined into rows, not into the holdout", "truing.tasks.events.join:write", "after", "'rows'"),
     Point("before compaction", "deltalake.table:TableOptimizer.compact", "before"),
