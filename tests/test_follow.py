@@ -268,3 +268,27 @@ def test_states_that_stand_in_merged_files_are_joined_as_any(tmp_path: Path) -> 
     assert lake.holding("rows", "id", wanted).collect()["id"].sort().to_list() == ["r25", "r5"]
     lake.append("rows", pl.DataFrame({"id": ["r5"], "problem": ["toy"], "revision": [2]}))
     assert lake.holding("rows", "id", wanted).collect().sort("id", "revision")["revision"].to_list() == [1, 1, 2]
+
+
+def test_the_disk_has_data_and_entry_before_the_entry_has_its_name(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault.append("landing", messages(0, 1))
+    done: list[tuple[str, str]] = []
+    link, fsync = os.link, os.fsync
+
+    def linked(old: Path, new: Path) -> None:
+        done.append(("link", new.name))
+        link(old, new)
+
+    def flushed(handle: int) -> None:
+        fsync(handle)
+        done.append(("flush", os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))))
+
+    monkeypatch.setattr(os, "link", linked)
+    monkeypatch.setattr(os, "fsync", flushed)
+    version = vault.append("landing", messages(1, 3))
+    (data,) = {Path(file).name for file in newest(vault)[1]} & {name for _, name in done}
+    draft = done[2][1]
+    assert done == [
+        ("flush", data), ("flush", "landing"), ("flush", draft), ("link", f"{version:020}.json"), ("flush", "_delta_log")
+    ]  # fmt: skip
+    assert draft.startswith("_commit_")

@@ -103,12 +103,17 @@ class Log:
     def commit(self, name: str, rows: int, transactions: Sequence[tuple[str, int]]) -> bool:
         """Make the next version: `rows` more in data file `name` ("" = none). False: somebody else was first, or is ahead.
 
-        Raises OSError when it can't be written, and then it is not: nothing after the link does.
+        The disk has data and entry before the entry has its name, so a power cut leaves no version that does not read, and the
+        name when this returns. Raises OSError when it can't be written, and then it is not: nothing after the link does.
         """
         entry = self._entry(self.version + 1)
         draft = entry.with_name(f"_commit_{uuid.uuid4()}.json.tmp")
         try:
+            if name:
+                _flush(self.folder / name)
+                _flush(self.folder)
             self._draft(draft, name, rows, transactions)
+            _flush(draft)
             os.link(draft, entry)
         except FileExistsError:
             return False
@@ -123,6 +128,8 @@ class Log:
             return False
         except OSError:  # it can't be looked at, which says nothing against the commit
             return True
+        with suppress(OSError):
+            _flush(entry.parent)
         return True
 
     def _draft(self, draft: Path, name: str, rows: int, transactions: Sequence[tuple[str, int]]) -> None:
@@ -162,6 +169,15 @@ class Log:
 
     def _entry(self, version: int) -> Path:
         return entry(self.folder, version)
+
+
+def _flush(path: Path) -> None:
+    """Wait until the disk has a file's bytes, or a folder's names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def entry(folder: Path, version: int) -> Path:
