@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from truing.flows.loop import Offices
     from truing.tasks.evaluation.answers import Answers
-    from truing.tasks.events.lake import Lake, Vault
+    from truing.tasks.tables.lake import Lake, Vault
 
 
 def folder(desk: Path) -> Path:

@@ -26,10 +26,10 @@ from truing.infra.settings import Settings
 from truing.tasks.errors import TruingError
 from truing.tasks.events import join
 from truing.tasks.events.intake import app_of
-from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.stream import Reader
-from truing.tasks.events.subjects import commits
 from truing.tasks.problem import Problem, seconds
+from truing.tasks.tables.lake import Lake, Vault
+from truing.tasks.tables.subjects import commits
 
 COMPACT_S = 10.0
 VACUUM_S = 3600.0  # between two looks for files that nothing needs: they take as long as there are files

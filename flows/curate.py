@@ -21,7 +21,7 @@ def curate(problem: str, force: bool = False) -> dict[str, Any]:
     """
     from truing.infra.catalog import chosen
     from truing.infra.settings import current
-    from truing.tasks.events.lake import Lake
+    from truing.tasks.tables.lake import Lake
 
     settings, log = current(), get_run_logger()
     spec, _ = chosen(settings.problems, problem)
@@ -37,8 +37,8 @@ def curate(problem: str, force: bool = False) -> dict[str, Any]:
 
 def judge(lake: Any, problem: Any, folder: Any, *, force: bool) -> list[Any]:
     """Every window that is due, and those due again, judged and recorded. Without one Great Expectations is not imported."""
-    from truing.tasks.events.expectations import Validator
-    from truing.tasks.events.suite import judge_again, pending_window, to_judge_again, validate_pending
+    from truing.tasks.validation.expectations import Validator
+    from truing.tasks.validation.suite import judge_again, pending_window, to_judge_again, validate_pending
 
     found: list[Any] = []
     again = to_judge_again(lake, problem, folder=folder)[-MOST:]
@@ -57,7 +57,7 @@ def judge(lake: Any, problem: Any, folder: Any, *, force: bool) -> list[Any]:
 
 def keep_page(lake: Path, report: Any) -> Path | None:
     """The newest window as a page of its own, `<lake>/pages/window-<problem>.html`; None where it can't be written."""
-    from truing.tasks.events.window_page import page
+    from truing.tasks.validation.window_page import page
 
     path = lake / "pages" / f"window-{report.problem}.html"
     try:
@@ -70,7 +70,7 @@ def keep_page(lake: Path, report: Any) -> Path | None:
 
 
 def _show(problem: str, reports: list[Any], path: Path | None) -> None:
-    from truing.tasks.events.window_page import summary
+    from truing.tasks.validation.window_page import summary
 
     lines = [
         {

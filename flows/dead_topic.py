@@ -18,10 +18,10 @@ from truing.infra.broker import connection
 from truing.infra.settings import Settings
 from truing.tasks.errors import TruingError, Unavailable
 from truing.tasks.events.dead import redacted, sender
-from truing.tasks.events.lake import Vault
-from truing.tasks.events.store import Stale
 from truing.tasks.events.stream import CONSUMER, discard, producer
-from truing.tasks.events.tables import RECORDS
+from truing.tasks.tables.columns import RECORDS
+from truing.tasks.tables.lake import Vault
+from truing.tasks.tables.store import Stale
 
 TABLE = "dead_sent"
 EVERY_S = 2.0

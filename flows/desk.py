@@ -25,8 +25,8 @@ from truing.tasks.release.reconcile import Finding
 
 if TYPE_CHECKING:
     from truing.infra.settings import Settings
-    from truing.tasks.events.lake import Lake, Vault
     from truing.tasks.release.registry import Registry
+    from truing.tasks.tables.lake import Lake, Vault
 
 
 @dataclass(kw_only=True)
@@ -89,7 +89,7 @@ def open_desk(settings: Settings) -> Desk:
     from truing.infra.catalog import catalog
     from truing.infra.control import announcer
     from truing.infra.notify import heard, teller
-    from truing.tasks.events.lake import Lake, Vault
+    from truing.tasks.tables.lake import Lake, Vault
 
     holders, registry = offices(settings), registry_as(settings, "steward")
 

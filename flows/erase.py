@@ -25,13 +25,13 @@ from truing.infra.settings import Settings
 from truing.tasks.errors import DataError, TruingError, Unavailable
 from truing.tasks.events import erasure
 from truing.tasks.events.erasure import Traces
-from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.schema import pseudonym
-from truing.tasks.events.subjects import day, no_commits
-from truing.tasks.events.tables import OWNER
 from truing.tasks.problem import Problem, seconds
 from truing.tasks.records import Record
 from truing.tasks.seal import canonical, digest
+from truing.tasks.tables.columns import OWNER
+from truing.tasks.tables.lake import Lake, Vault
+from truing.tasks.tables.subjects import day, no_commits
 
 DAY_S = 86_400.0
 

@@ -37,7 +37,7 @@ def scrub(settings: Settings, traces: Traces, act: str, *, gate: bytes) -> dict[
 
 def _predictions(desk: Path, problem: str, ids: frozenset[str]) -> int:
     """Deleted, and the files too: nobody but the steward reads them, and it reads whole tables."""
-    from truing.tasks.events.predictions import Predictions
+    from truing.tasks.tables.predictions import Predictions
 
     store, count = Predictions(desk), 0
     of = "problem = '" + problem.replace("'", "''") + "'"
@@ -140,7 +140,7 @@ def _plans(place: Path, problem: str, ids: frozenset[str], gate: bytes) -> int:
 
 
 def _reports(path: Path, ids: frozenset[str]) -> int:
-    from truing.tasks.events.expectations import WindowReport
+    from truing.tasks.validation.expectations import WindowReport
 
     if not path.exists():
         return 0

@@ -18,9 +18,9 @@ from truing.infra.keys import keyring
 from truing.infra.settings import Settings
 from truing.tasks.errors import Unavailable
 from truing.tasks.events.intake import app_of
-from truing.tasks.events.lake import Vault
 from truing.tasks.events.stream import Place
 from truing.tasks.records import Record
+from truing.tasks.tables.lake import Vault
 
 TABLE = "requests"
 STALE_S = 3600.0  # a request older than this is history, not a wish

@@ -30,8 +30,8 @@ def improve(problem: str, repair: str | None = None) -> dict[str, Any]:
     from truing.infra.logins import registry_as
     from truing.infra.settings import current
     from truing.tasks.errors import Refused
-    from truing.tasks.events.lake import Lake
     from truing.tasks.records import Trial
+    from truing.tasks.tables.lake import Lake
 
     settings, log = current(), get_run_logger()
     spec, policy = chosen(settings.problems, problem)

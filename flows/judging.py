@@ -20,12 +20,12 @@ from truing.tasks.evaluation.answers import Answers, ask, rows_digest
 from truing.tasks.evaluation.ledger import Look, candidates_since, look_at, shown_until
 from truing.tasks.evaluation.probing import probe
 from truing.tasks.evaluation.unseen import confirm, part
-from truing.tasks.events.holdout import may_judge, validate_holdout
 from truing.tasks.events.join import leaked
 from truing.tasks.kinds.model import Model
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
 from truing.tasks.records import Candidate, Refusal, Unseen
+from truing.tasks.validation.holdout import may_judge, validate_holdout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     import polars as pl
 
     from truing.flows.loop import Offices
-    from truing.tasks.events.lake import Lake, Vault
     from truing.tasks.release.acts import Docket
     from truing.tasks.release.book import Book
     from truing.tasks.release.registry import Registry
     from truing.tasks.release.versions import Version
+    from truing.tasks.tables.lake import Lake, Vault
 
 
 @dataclass(frozen=True, kw_only=True)

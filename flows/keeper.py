@@ -31,10 +31,10 @@ from truing.infra.schema_registry import codec_of
 from truing.infra.settings import Settings
 from truing.infra.watermark import Announcer
 from truing.tasks.errors import TruingError, Unavailable
-from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.schema import Proofs
 from truing.tasks.events.stream import Reader
 from truing.tasks.problem import Problem, seconds
+from truing.tasks.tables.lake import Lake, Vault
 
 __all__ = ["Busy", "Keeper", "drain"]
 

@@ -24,16 +24,16 @@ from truing.infra.broker import connection
 from truing.infra.settings import Settings
 from truing.infra.watermark import Mark
 from truing.tasks.errors import Unavailable
-from truing.tasks.events import checks as row_checks
 from truing.tasks.events.glance import Glance
 from truing.tasks.events.intake import Batch, app_of, land, places, recall
-from truing.tasks.events.lake import Vault
 from truing.tasks.events.redaction import Redactor
 from truing.tasks.events.schema import Proofs
-from truing.tasks.events.store import Stale
 from truing.tasks.events.stream import Chunk, Reader
-from truing.tasks.events.subjects import commits
 from truing.tasks.problem import Problem, load_problem
+from truing.tasks.tables.lake import Vault
+from truing.tasks.tables.store import Stale
+from truing.tasks.tables.subjects import commits
+from truing.tasks.validation import checks as row_checks
 
 RETRY_S = 0.5  # before something that was away is tried again
 FEW = 500  # records: fewer are waited for a moment

@@ -27,12 +27,12 @@ from truing.tasks.records import Candidate, Outcome, Split
 if TYPE_CHECKING:
     import polars as pl
 
-    from truing.tasks.events.lake import Lake, Vault
     from truing.tasks.kinds.model import Model
     from truing.tasks.release.acts import Docket
     from truing.tasks.release.book import Book, Judged
     from truing.tasks.release.registry import Registry
     from truing.tasks.release.versions import Version
+    from truing.tasks.tables.lake import Lake, Vault
 
 Progress = Callable[[int, int, str], None]  # done, of, what: called between steps
 
@@ -78,10 +78,10 @@ def learn(
 
     `folder` is the problem's: an `expectations.json` that people edited there judges the windows of rows not judged yet.
     """
-    from truing.tasks.events.suite import validate_pending
     from truing.tasks.learning.improve import tune
     from truing.tasks.selection.dataset import freeze
     from truing.tasks.selection.quality import tag
+    from truing.tasks.validation.suite import validate_pending
 
     validate_pending(lake, problem, folder=folder, now=now, force=True)
     history = registry.versions(problem.name)
@@ -137,7 +137,7 @@ def learn(
 
 def teachable_rows(lake: Lake, problem: Problem) -> pl.DataFrame:
     """Labelled rows that validation let through."""
-    from truing.tasks.events.suite import admitted
+    from truing.tasks.validation.suite import admitted
 
     return admitted(lake, problem, lake.rows(problem.name, labelled=True))
 
@@ -213,8 +213,8 @@ def decide(
     from truing.tasks.evaluation.kept import Decision, pack, store, unpack
     from truing.tasks.evaluation.ledger import note_look, read_ledger
     from truing.tasks.evaluation.report import describe, indicators, verdict_html
-    from truing.tasks.events.predictions import Predictions
     from truing.tasks.release.registry import fitting
+    from truing.tasks.tables.predictions import Predictions
 
     name, version = problem.name, seen.version
     models = parties(registry, problem, seen, docket=docket, book=book)

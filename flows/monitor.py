@@ -16,11 +16,11 @@ def monitor(problem: str) -> dict[str, Any]:
     """Take the numbers of every window that got rows or labels since the last look. Counts of windows and alerts."""
     from truing.infra.catalog import chosen
     from truing.infra.settings import current
-    from truing.tasks.events.lake import Lake
     from truing.tasks.monitoring.alerts import examine, fold
     from truing.tasks.monitoring.windows import Mark, Window, due, inputs, window
     from truing.tasks.problem import seconds
     from truing.tasks.records import Alert
+    from truing.tasks.tables.lake import Lake
 
     settings, now, log = current(), time.time(), get_run_logger()
     spec, policy = chosen(settings.problems, problem)

@@ -11,9 +11,9 @@ from truing.tasks.release.rest import NotFound
 from truing.tasks.seal import HEAD_TYPE, open_envelope
 
 if TYPE_CHECKING:
-    from truing.tasks.events.lake import Lake
     from truing.tasks.release.acts import Docket
     from truing.tasks.release.registry import Registry
+    from truing.tasks.tables.lake import Lake
 
 
 def recover(book: Book, registry: Registry, lake: Lake, docket: Docket, problem: str, *, now: float) -> int:

@@ -23,10 +23,10 @@ from truing.tasks.records import Cause, Envelope, Refusal, Release
 
 if TYPE_CHECKING:
     from truing.flows.loop import Offices
-    from truing.tasks.events.lake import Lake
     from truing.tasks.release.acts import Asked, Decision, Docket
     from truing.tasks.release.book import Book, Issued
     from truing.tasks.release.registry import Registry
+    from truing.tasks.tables.lake import Lake
 
 Announce = Callable[[dict[str, Any]], object]
 

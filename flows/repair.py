@@ -22,9 +22,9 @@ from truing.tasks.records import Candidate, Outcome, Refusal, Split, Verdict
 if TYPE_CHECKING:
     import polars as pl
 
-    from truing.tasks.events.lake import Lake
     from truing.tasks.release.registry import Registry
     from truing.tasks.release.versions import Version
+    from truing.tasks.tables.lake import Lake
 
 
 def mend(

@@ -16,8 +16,8 @@ def refused(settings: Settings, problems: Iterable[str], *, now: float) -> dict[
     `rows` counts those that failed alone in windows that are in.
     """
     from truing.tasks.events.dead import counted, letters
-    from truing.tasks.events.lake import Lake, Vault
-    from truing.tasks.events.suite import reports
+    from truing.tasks.tables.lake import Lake, Vault
+    from truing.tasks.validation.suite import reports
 
     dead = counted(letters(Vault(settings.vault), since=now - DAY_S)) if settings.vault.exists() else {}
     windows = {}

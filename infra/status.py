@@ -177,7 +177,7 @@ def _lag(settings: Settings) -> dict[str, Any]:
     from kafka.errors import KafkaError
 
     from truing.infra.broker import connection, quiet_client
-    from truing.tasks.events.lake import Vault
+    from truing.tasks.tables.lake import Vault
 
     if not reachable(settings.kafka.bootstrap, 1.0):  # the client would go on trying for half a minute
         raise Unavailable(f"the broker at {settings.kafka.bootstrap}: expected its offsets, got no answer; see its log")
@@ -203,8 +203,8 @@ def _lag(settings: Settings) -> dict[str, Any]:
 
 def parking(settings: Settings) -> dict[str, dict[str, int]] | None:
     """{problem: {reason: words}}: what waits for its prediction, what was set aside; None where there is no vault to see."""
-    from truing.tasks.events.lake import Vault
     from truing.tasks.events.parking import counts, set_aside
+    from truing.tasks.tables.lake import Vault
 
     if not settings.vault.exists() or not os.access(settings.vault, os.R_OK | os.X_OK):
         return None

@@ -46,12 +46,12 @@ from truing.infra.stack import Stack
 from truing.infra.status import status
 from truing.tasks import seal
 from truing.tasks.errors import SettingsError, TruingError, Unavailable
-from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.schema import pseudonym
 from truing.tasks.kinds.model import Head, Model
 from truing.tasks.records import Candidate, Envelope, Release, Verdict
 from truing.tasks.release.audit import verify
 from truing.tasks.release.registry import Registry
+from truing.tasks.tables.lake import Lake, Vault
 
 In = Callable[..., Settings]
 T = TypeVar("T")

@@ -32,10 +32,10 @@ from truing.infra.settings import Settings
 from truing.infra.stack import Stack
 from truing.infra.watermark import Announcer, Mark, Watermark
 from truing.tasks.errors import Unavailable
-from truing.tasks.events.lake import Vault
 from truing.tasks.events.schema import encode_event
 from truing.tasks.events.stream import Publisher, Reader
 from truing.tasks.problem import Problem
+from truing.tasks.tables.lake import Vault
 
 In = Callable[..., Settings]
 QUICK = {"bootstrap_timeout_ms": 5000, "request_timeout_ms": 5000}

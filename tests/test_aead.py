@@ -9,8 +9,8 @@ import pytest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from truing.tasks.events import aead
-from truing.tasks.events.aead import NONCE, TAG, Whose, encrypt_many
+from truing.tasks.tables import aead
+from truing.tasks.tables.aead import NONCE, TAG, Whose, encrypt_many
 
 SIZES = [0, 1, 15, 16, 17, 200, 4_000, 70_000]
 

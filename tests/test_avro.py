@@ -27,10 +27,10 @@ from truing.infra.sender import Sender
 from truing.infra.settings import Settings, load
 from truing.tasks.errors import DataError, SettingsError, Unavailable
 from truing.tasks.events.avro import Codec, avro_schema, canonical, number, unfit
-from truing.tasks.events.lake import Vault
 from truing.tasks.events.said import Names, Speaker
 from truing.tasks.events.schema import Proofs, Reason, claimed_id, encode_event, judge
 from truing.tasks.problem import Problem
+from truing.tasks.tables.lake import Vault
 
 NOW = 1_790_000_000.0
 KEY = b"k" * 32

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from truing.tasks.errors import ProblemError, Unavailable
-from truing.tasks.events import checks
-from truing.tasks.events.checks import BETWEEN, IN_SET, LENGTHS, NOT_IN_SET, REGEX, expectation
-from truing.tasks.events.expectations import Validator
 from truing.tasks.problem import Input, Problem
+from truing.tasks.validation import checks
+from truing.tasks.validation.checks import BETWEEN, IN_SET, LENGTHS, NOT_IN_SET, REGEX, expectation
+from truing.tasks.validation.expectations import Validator
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import checks_agree

@@ -26,10 +26,10 @@ from truing.infra.landed import Landed
 from truing.infra.settings import Settings, child_environment, load
 from truing.infra.watermark import Mark
 from truing.tasks.errors import DataError, Unavailable, UsageError
-from truing.tasks.events.lake import Vault
 from truing.tasks.events.schema import Message, Proofs, judge
 from truing.tasks.kinds.model import Model
 from truing.tasks.problem import Problem, Source
+from truing.tasks.tables.lake import Vault
 
 ANSWER = Answer(prediction_id="p", token="1.x", label="<=50K", probability=0.1, confidence=0.9, version="1", sequence=1)
 

@@ -15,7 +15,7 @@ import pytest
 
 from truing.flows.cli.contract import FILES, documents
 from truing.tasks import seal
-from truing.tasks.events.contract import KINDS, PEOPLE
+from truing.tasks.contract import KINDS, PEOPLE
 from truing.tasks.events.published import json_schema
 from truing.tasks.events.schema import Proofs, Reason, judge, rfc3339, token
 from truing.tasks.problem import Problem, Source

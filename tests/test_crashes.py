@@ -40,15 +40,15 @@ from truing.tasks import seal
 from truing.tasks.errors import Unavailable
 from truing.tasks.evaluation.ledger import read_ledger
 from truing.tasks.events.join import APP
-from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.stream import Reader
-from truing.tasks.events.suite import reports
 from truing.tasks.kinds.model import Model
 from truing.tasks.records import Release
 from truing.tasks.release.acts import VERDICT, Acts
 from truing.tasks.release.audit import follow, read, verify
 from truing.tasks.release.book import Book, read_book
 from truing.tasks.release.proof import OK, prove_problem
+from truing.tasks.tables.lake import Lake, Vault
+from truing.tasks.validation.suite import reports
 
 TESTS = Path(__file__).resolve().parent
 pytestmark = pytest.mark.services
@@ -84,8 +84,8 @@ STEWARD = (
     Point("between the two tags", "steward", "truing.tasks.release.registry:Registry.set_tag", "after", "'release.{n}'"),
     Point("before the alias", "steward", "truing.tasks.release.registry:Registry.move_champion", "before"),
     Point("after the alias", "steward", "truing.tasks.release.registry:Registry.move_champion", "after"),
-    Point("not in the lake's record", "steward", "truing.tasks.events.lake:Lake.record", "before", "'releases'"),
-    Point("not announced", "steward", "truing.tasks.events.lake:Lake.record", "after", "'releases'"),
+    Point("not in the lake's record", "steward", "truing.tasks.tables.lake:Lake.record", "before", "'releases'"),
+    Point("not announced", "steward", "truing.tasks.tables.lake:Lake.record", "after", "'releases'"),
     Point("announced, not ticked off", "steward", "truing.tasks.release.book:Book.finish", "before"),
 )
 GATEWAY = (
@@ -99,7 +99,7 @@ DECIDE = (
 )
 KEEPER = (
     Point("read, not landed", "ingest", "truing.flows.landing:Landing.commit", "before"),
-    Point("landed, not joined", "ingest", "truing.tasks.events.store:Store.append", "after", "'landing'"),
+    Point("landed, not joined", "ingest", "truing.tasks.tables.store:Store.append", "after", "'landing'"),
     Point("joined into rows, not into the holdout", "ingest", "truing.tasks.events.join:write", "after", "'rows'"),
     Point("merged small files, old ones still there", "ingest", "deltalake.table:TableOptimizer.compact", "after"),
 )
@@ -110,7 +110,7 @@ OUTBOX = (
     Point("events sent, not ticked off", "gateway", "truing.infra.sender:Sender.publish", "after"),
 )
 IMPROVE = (
-    Point("window judged, not recorded", "trainer", "truing.tasks.events.suite:admit_window", "before"),
+    Point("window judged, not recorded", "trainer", "truing.tasks.validation.suite:admit_window", "before"),
     Point("samples listed, no dataset", "trainer", "truing.flows.loop:keep", "after"),
     Point("study logged, no candidate", "trainer", "truing.tasks.release.registry:Registry.log_run", "after"),
     Point("files uploaded, not registered", "trainer", "truing.tasks.release.rest:Rest.send", "before", "versions/create"),

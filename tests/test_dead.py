@@ -22,10 +22,10 @@ from truing.infra.broker import connection
 from truing.infra.refused import refused
 from truing.infra.settings import Settings
 from truing.tasks.errors import Unavailable
-from truing.tasks.events.checks import BETWEEN, expectation
 from truing.tasks.events.dead import Act, acts, letters, note, redacted
-from truing.tasks.events.lake import Vault
 from truing.tasks.problem import Problem
+from truing.tasks.tables.lake import Vault
+from truing.tasks.validation.checks import BETWEEN, expectation
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "ada.lovelace@example.org"

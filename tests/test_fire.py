@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from truing.infra.processes import living
-from truing.tasks.events.lake import Lake, Vault
+from truing.tasks.tables.lake import Lake, Vault
 
 TRUING = Path(sys.executable).with_name("truing")
 PATIENCE_S = 240

@@ -14,10 +14,10 @@ import pytest
 from deltalake import DeltaTable
 
 from truing.tasks.errors import TruingError
-from truing.tasks.events import follow
-from truing.tasks.events.kept import Kept
-from truing.tasks.events.lake import Lake, Vault
-from truing.tasks.events.store import Stale
+from truing.tasks.tables import follow
+from truing.tasks.tables.kept import Kept
+from truing.tasks.tables.lake import Lake, Vault
+from truing.tasks.tables.store import Stale
 
 
 def messages(first: int, last: int) -> pl.DataFrame:

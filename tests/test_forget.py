@@ -33,12 +33,7 @@ from truing.infra.settings import Settings
 from truing.tasks.evaluation.audit import draw_plan, keep_plan, read_plans
 from truing.tasks.evaluation.kept import Decision, pack, store, unpack
 from truing.tasks.events.erasure import Traces
-from truing.tasks.events.lake import Lake, Vault
-from truing.tasks.events.predictions import Predictions
 from truing.tasks.events.schema import encode_event, pseudonym
-from truing.tasks.events.store import Store
-from truing.tasks.events.subjects import bucket, sealed
-from truing.tasks.events.suite import validate_pending
 from truing.tasks.policy import load_policy
 from truing.tasks.problem import Problem, load_problem, split_of
 from truing.tasks.records import DatasetVersion, Split
@@ -46,6 +41,11 @@ from truing.tasks.release.versions import Version
 from truing.tasks.seal import digest
 from truing.tasks.selection.dataset import freeze
 from truing.tasks.selection.quality import tag
+from truing.tasks.tables.lake import Lake, Vault
+from truing.tasks.tables.predictions import Predictions
+from truing.tasks.tables.store import Store
+from truing.tasks.tables.subjects import bucket, sealed
+from truing.tasks.validation.suite import validate_pending
 
 ROOT = Path(__file__).parent.parent
 MARK = "Zyxxquil-Vrantham"  # nobody else's bytes

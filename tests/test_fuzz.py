@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 from intake_fuzz import Door, through_blocks
 from mutations import MUTATIONS, PROBLEM, WIRE, Base
 
-from truing.tasks.events.lake import Vault
 from truing.tasks.events.schema import encode_event, token
 from truing.tasks.problem import load_problem
+from truing.tasks.tables.lake import Vault
 
 
 @pytest.fixture

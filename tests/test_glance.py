@@ -14,14 +14,14 @@ import polars as pl
 import pytest
 from test_schema import DATA, INPUTS, NOW, SALT, WIRE, altered, key_of
 
-from truing.tasks.events import checks
-from truing.tasks.events.contract import TIME
+from truing.tasks.contract import TIME
 from truing.tasks.events.glance import Glance, Seen
 from truing.tasks.events.intake import Batch, Recent, land
 from truing.tasks.events.schema import Proofs, Reason, encode_event, rfc3339, token
 from truing.tasks.events.stream import Chunk
 from truing.tasks.events.times import unix_times
 from truing.tasks.problem import Input, Problem, Redaction, Source
+from truing.tasks.validation import checks
 
 ROW = INPUTS | {
     "workclass": "Private", "education_num": 9, "marital_status": "Divorced", "relationship": "Wife", "capital_loss": 0,

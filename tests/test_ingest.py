@@ -26,10 +26,10 @@ from truing.infra.heartbeat import last_beat
 from truing.infra.keys import Keyring
 from truing.infra.settings import Settings, child_environment
 from truing.tasks.errors import Unavailable
-from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.schema import Reason, encode_event, token
 from truing.tasks.events.stream import Publisher
 from truing.tasks.problem import Problem
+from truing.tasks.tables.lake import Lake, Vault
 
 ROW: dict[str, Any] = {
     "age": 39,

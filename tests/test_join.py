@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from truing.tasks.events.join import coverage, derive, increment, join, leaked, write
-from truing.tasks.events.lake import Lake, Vault
-from truing.tasks.events.tables import LANDING, ROWS
 from truing.tasks.problem import Group, Input, Maturity, Problem, Source, Splits, split_of
 from truing.tasks.seal import digest_bytes
+from truing.tasks.tables.columns import LANDING, ROWS
+from truing.tasks.tables.lake import Lake, Vault
 
 SALT = b"split salt of the test, 32 bytes"
 DAY = 86400.0

@@ -35,9 +35,9 @@ from truing.infra.status import status
 from truing.tasks.errors import SettingsError
 from truing.tasks.events import join
 from truing.tasks.events.intake import places
-from truing.tasks.events.lake import Lake, Vault
-from truing.tasks.events.store import Stale
 from truing.tasks.events.stream import Publisher, producer
+from truing.tasks.tables.lake import Lake, Vault
+from truing.tasks.tables.store import Stale
 
 Message = tuple[bytes, bytes]
 In = Callable[..., Settings]
@@ -267,7 +267,7 @@ def test_a_chief_that_trims_the_logs_at_once_loses_and_doubles_nothing(
     """Merged, checkpointed and trimmed all the while, far more often than it ever is; every loop has handles of its own."""
     for name, value in {"FILES": 1, "COMPACT_S": 0.1, "MERGE_S": 0.2, "LOG_S": 0.0}.items():
         monkeypatch.setattr(f"truing.flows.chief.{name}", value)
-    monkeypatch.setattr("truing.tasks.events.follow.CHECKPOINT", 3)
+    monkeypatch.setattr("truing.tasks.tables.follow.CHECKPOINT", 3)
     site = Site(tmp_path, settings_in, number=1)
     keeper = Keeper(site.settings, start=lambda *_: "", log=print)
     running = threading.Thread(target=keeper.run)

@@ -14,10 +14,10 @@ import polars as pl
 import pytest
 
 from truing.tasks.errors import DataError, Unavailable
-from truing.tasks.events.lake import Lake, Vault
-from truing.tasks.events.store import Stale
-from truing.tasks.events.tables import LANDING, ROWS
 from truing.tasks.records import Alert, DatasetVersion
+from truing.tasks.tables.columns import LANDING, ROWS
+from truing.tasks.tables.lake import Lake, Vault
+from truing.tasks.tables.store import Stale
 
 
 def messages(first: int, last: int, *, partition: int = 0, epoch: int = 0, **columns: Any) -> pl.DataFrame:
@@ -111,7 +111,7 @@ def test_a_killed_writer_leaves_whole_commits_only(tmp_path: Path) -> None:
     """SIGKILL in mid-stream: what is there is a prefix of batches, and the recorded position is exactly its end."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[2]); from test_lake import messages\n"
-        "from truing.tasks.events.lake import Vault\n"
+        "from truing.tasks.tables.lake import Vault\n"
         "v = Vault(sys.argv[1])\n"
         "for n in range(100000):\n"
         "    v.append('landing', messages(n * 50, n * 50 + 50), app=('g:t:0:0', n * 50 + 50)); print(n, flush=True)\n"
@@ -174,7 +174,7 @@ def test_compaction_keeps_rows_positions_and_transactions(vault: Vault) -> None:
 
 
 def test_what_was_merged_away_is_deleted_once_no_reader_can_need_it(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("truing.tasks.events.store.MERGED_AWAY", "interval 1 seconds")
+    monkeypatch.setattr("truing.tasks.tables.store.MERGED_AWAY", "interval 1 seconds")
     for n in range(12):
         vault.append("landing", messages(n, n + 1))
     vault.compact(above=10)

@@ -12,9 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     {"records", "errors"},
-    {"problem", "policy", "plugins", "seal"},
+    {"contract", "problem", "policy", "plugins", "seal"},
     {"statistics"},
     {"kinds"},
+    {"tables"},
+    {"validation"},
     {"events"},
     {"selection"},
     {"learning"},

@@ -27,7 +27,6 @@ from truing.tasks.errors import DataError, Unavailable, UsageError
 from truing.tasks.evaluation.answers import ask
 from truing.tasks.evaluation.kept import Case, Decision, pack, unpack
 from truing.tasks.evaluation.meeting import meet
-from truing.tasks.events.lake import Lake
 from truing.tasks.events.schema import pseudonym
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
@@ -41,6 +40,7 @@ from truing.tasks.release.lineage_picture import family_svg
 from truing.tasks.release.lineage_strip import strip_svg
 from truing.tasks.statistics.intervals import gap as interval_of
 from truing.tasks.statistics.intervals import rate_interval
+from truing.tasks.tables.lake import Lake
 
 PROBLEMS = Path(__file__).parents[1] / "problems"
 DAY = 86_400.0

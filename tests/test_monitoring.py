@@ -11,14 +11,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from truing.tasks.events.lake import Lake
-from truing.tasks.events.tables import ROWS
 from truing.tasks.monitoring.alerts import Finding, examine, fold, pooled
 from truing.tasks.monitoring.stability import chance_limit, psi_of, stability
 from truing.tasks.monitoring.windows import Window, difference, due, mean, served, window
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
 from truing.tasks.records import Estimate
+from truing.tasks.tables.columns import ROWS
+from truing.tasks.tables.lake import Lake
 
 
 def traffic(

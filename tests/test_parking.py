@@ -17,10 +17,10 @@ from truing.infra.settings import load
 from truing.infra.status import parking
 from truing.tasks.errors import ProblemError
 from truing.tasks.events.join import HISTORY, derive, join
-from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.parking import counts, set_aside
-from truing.tasks.events.whereabouts import Whereabouts
 from truing.tasks.problem import Maturity, Parking, Problem, load_problem
+from truing.tasks.tables.lake import Lake, Vault
+from truing.tasks.tables.whereabouts import Whereabouts
 
 LONG = msgspec.structs.replace(
     TOY,

@@ -29,11 +29,11 @@ from truing.tasks.evaluation.dryrun import rehearse
 from truing.tasks.evaluation.gate import judge
 from truing.tasks.evaluation.kept import Decision, pack, store, unpack
 from truing.tasks.evaluation.power import Traffic, chance_to_block, chance_to_pass, needs, rows_for, seen_in
-from truing.tasks.events.lake import Vault
 from truing.tasks.policy import Audit, Discovery, Evidence, Levels, Policy, Repair, load_policy
 from truing.tasks.problem import Problem, load_problem
 from truing.tasks.seal import VERDICT_TYPE, digest
 from truing.tasks.statistics.proportions import drop_within, z_of
+from truing.tasks.tables.lake import Vault
 
 ADULT = Path(__file__).parents[1] / "problems" / "adult"
 FIRST = 'name = "Brier score"\n'

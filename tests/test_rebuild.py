@@ -36,11 +36,11 @@ from truing.tasks.evaluation.kept import (
     unpack,
 )
 from truing.tasks.evaluation.rebuild import rebuild
-from truing.tasks.events.predictions import Predictions
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
 from truing.tasks.records import Estimate, Evaluation, Outcome, Verdict
 from truing.tasks.seal import canonical, digest
+from truing.tasks.tables.predictions import Predictions
 
 Files = dict[str, bytes]
 HOW = Decision(version="7", dataset="d" * 64, key="gate", at=NOW, seed=3, made={"numpy": "2"})

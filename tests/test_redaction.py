@@ -16,11 +16,11 @@ from ports import free_ports
 from test_ingest import ROW, Site
 
 from truing.infra.settings import Settings
+from truing.tasks.contract import KINDS
 from truing.tasks.errors import ProblemError
-from truing.tasks.events.contract import KINDS
-from truing.tasks.events.lake import Vault
 from truing.tasks.events.redaction import Redactor, luhn
 from truing.tasks.problem import REDACTIONS, Redaction, load_problem
+from truing.tasks.tables.lake import Vault
 
 ALL = Redactor()
 PROBLEMS = Path(__file__).parent.parent / "problems"

@@ -27,10 +27,10 @@ from truing.flows.desk import Desk, close_desk, open_desk
 from truing.flows.steward import turn
 from truing.tasks import seal
 from truing.tasks.errors import Refused, TruingError
-from truing.tasks.events.lake import Lake
 from truing.tasks.records import Cause, Release
 from truing.tasks.release.book import read_book
 from truing.tasks.release.findings import open_findings
+from truing.tasks.tables.lake import Lake
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -191,14 +191,14 @@ RELEASING = [
     (f"{REGISTRY}.attach_head", "after", 1),
     (f"{REGISTRY}.move_champion", "before", 1),
     (f"{REGISTRY}.move_champion", "after", 1),
-    ("truing.tasks.events.lake:Lake.record", "after", 1),
+    ("truing.tasks.tables.lake:Lake.record", "after", 1),
     (f"{BOOK}.finish", "before", 1),  # announced
     (f"{BOOK}.finish", "after", 1),
 ]
 JUDGING = [
     ("truing.tasks.evaluation.ledger:note_look", "after", 1),
     ("truing.tasks.evaluation.kept:store", "after", 1),
-    ("truing.tasks.events.predictions:Predictions.keep", "after", 1),
+    ("truing.tasks.tables.predictions:Predictions.keep", "after", 1),
     (f"{REGISTRY}.log_verdict", "after", 1),
     (f"{BOOK}.add_verdict", "after", 1),
     (f"{REGISTRY}.describe", "after", 1),

@@ -17,7 +17,6 @@ from truing.tasks import seal
 from truing.tasks.errors import DataError, ProblemError, Refused
 from truing.tasks.evaluation.beside import lines, mended
 from truing.tasks.evaluation.repair import attribute_of, harmed, repair
-from truing.tasks.events.lake import Lake
 from truing.tasks.kinds.model import FORMAT, ByGroup, Calibration, Card, Model
 from truing.tasks.kinds.tabular import Tabular
 from truing.tasks.learning.constrained import Lever, corrected, logits, shifted
@@ -28,6 +27,7 @@ from truing.tasks.policy import Policy, Repair
 from truing.tasks.problem import Input, Problem, load_problem
 from truing.tasks.records import Candidate, Clause, Estimate, Outcome, Verdict
 from truing.tasks.release.versions import Version
+from truing.tasks.tables.lake import Lake
 
 if TYPE_CHECKING:
     from guarded import World

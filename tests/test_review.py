@@ -22,13 +22,13 @@ from truing.tasks.errors import DataError
 from truing.tasks.evaluation.audit import draw_plan, keep_plan
 from truing.tasks.evaluation.reading import questions
 from truing.tasks.events.join import join
-from truing.tasks.events.lake import Vault
 from truing.tasks.events.schema import Proofs, encode_event, judge, pseudonym
-from truing.tasks.events.tables import LANDING, ROWS
 from truing.tasks.kinds.model import Model
 from truing.tasks.policy import Audit, Policy
 from truing.tasks.problem import Problem, Source, load_problem
 from truing.tasks.records import Split
+from truing.tasks.tables.columns import LANDING, ROWS
+from truing.tasks.tables.lake import Vault
 
 ROOT = Path(__file__).resolve().parent.parent
 INPUTS = {"age": 40, "education": "HS-grad"}

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truing.tasks.events.tables import ROWS
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
 from truing.tasks.selection.dataset import freeze
 from truing.tasks.selection.quality import HEARSAY, tag
 from truing.tasks.selection.quarantine import held_rows, without_held
+from truing.tasks.tables.columns import ROWS
 
 COMMON = {
     "problem": "adult", "subject": "s", "content": b"{}", "content_hash": "h", "groups": '{"sex":"Female","race":"Black"}',

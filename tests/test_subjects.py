@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from truing.tasks.errors import DataError, Unavailable
-from truing.tasks.events.subjects import FAMILIES, OVERHEAD, Subjects, bucket, sealed
+from truing.tasks.tables.subjects import FAMILIES, OVERHEAD, Subjects, bucket, sealed
 
 ALL = tuple(FAMILIES)
 
@@ -154,7 +154,7 @@ def test_a_process_killed_while_it_destroys_ends_the_same_when_run_again(tmp_pat
     secret = secret_of(path, "vault", gone)
     mine.close()
     script = (
-        "import os, sys; from pathlib import Path; from truing.tasks.events.subjects import Subjects\n"
+        "import os, sys; from pathlib import Path; from truing.tasks.tables.subjects import Subjects\n"
         "Subjects.scrub = lambda self: os._exit(9)\n"
         f"Subjects.open(Path({str(path)!r}), ['vault'], create=True).destroy('vault', [{gone!r}], [{other!r}])\n"
     )

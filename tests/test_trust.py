@@ -17,14 +17,14 @@ from test_join import SALT, TOY, asked, frame, said, stores, taught
 from truing.infra.settings import Settings
 from truing.tasks.errors import ProblemError
 from truing.tasks.events.join import derive, join
-from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.parking import counts, set_aside
 from truing.tasks.events.schema import Reason, encode_event, token
-from truing.tasks.events.tables import ROWS
 from truing.tasks.policy import Policy, load_policy
 from truing.tasks.problem import Parking, Problem
 from truing.tasks.selection.dataset import freeze
 from truing.tasks.selection.quality import tag
+from truing.tasks.tables.columns import ROWS
+from truing.tasks.tables.lake import Lake, Vault
 
 DAY = 86400.0
 ROOT = Path(__file__).resolve().parent.parent

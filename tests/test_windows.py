@@ -17,14 +17,15 @@ from test_ingest import ROW
 from truing.flows.cli.main import main
 from truing.flows.curate import judge
 from truing.tasks.errors import DataError, ProblemError
-from truing.tasks.events import checks
-from truing.tasks.events.checks import BETWEEN, IN_SET, REGEX, expectation
-from truing.tasks.events.expectations import Validator, WindowReport, validate
-from truing.tasks.events.holdout import holdout_reports, may_judge, place, validate_holdout
-from truing.tasks.events.lake import Lake, Vault
-from truing.tasks.events.profile import ensure, profile
-from truing.tasks.events.rules import DELAY
-from truing.tasks.events.suite import (
+from truing.tasks.problem import Input, Problem, load_problem
+from truing.tasks.tables.lake import Lake, Vault
+from truing.tasks.validation import checks
+from truing.tasks.validation.checks import BETWEEN, IN_SET, REGEX, expectation
+from truing.tasks.validation.expectations import Validator, WindowReport, validate
+from truing.tasks.validation.holdout import holdout_reports, may_judge, place, validate_holdout
+from truing.tasks.validation.profile import ensure, profile
+from truing.tasks.validation.rules import DELAY
+from truing.tasks.validation.suite import (
     admit_window,
     admitted,
     judge_again,
@@ -36,8 +37,7 @@ from truing.tasks.events.suite import (
     validate_pending,
     validated_revision,
 )
-from truing.tasks.events.window_page import page, summary
-from truing.tasks.problem import Input, Problem, load_problem
+from truing.tasks.validation.window_page import page, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = Problem(
@@ -448,7 +448,7 @@ def test_a_large_window_gets_the_same_answer_from_checks_and_a_sample(validator:
 def test_where_checks_and_great_expectations_differ_it_decides_and_says_so(
     validator: Validator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from truing.tasks.events import window_rows
+    from truing.tasks.validation import window_rows
 
     monkeypatch.setattr(window_rows, "compile", lambda suite, problem: lambda batch: [None for _ in batch])
     rows = people(1500, seed=8) + [GOOD | {"age": 300}] * 40

@@ -20,7 +20,7 @@ from truing.tasks.errors import DataError, ProblemError, UsageError
 if TYPE_CHECKING:
     from truing.infra.settings import Settings
     from truing.tasks.events.dead import Letter
-    from truing.tasks.events.lake import Vault
+    from truing.tasks.tables.lake import Vault
 
 SHOWN = 50
 
@@ -151,7 +151,7 @@ def do_drop(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _vault(settings: Settings) -> Vault:
-    from truing.tasks.events.lake import Vault
+    from truing.tasks.tables.lake import Vault
 
     return Vault(settings.vault)
 

@@ -61,9 +61,9 @@ def read_family(
 ) -> Family:
     """The family as audit, book, verdicts and lake tell it."""
     from truing.tasks.errors import TruingError
-    from truing.tasks.events.lake import Lake
     from truing.tasks.records import DatasetVersion
     from truing.tasks.release.lineage import family
+    from truing.tasks.tables.lake import Lake
 
     notes = list(known.notes)
     datasets: dict[str, DatasetVersion] = {}

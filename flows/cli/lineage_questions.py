@@ -84,8 +84,8 @@ def _given(settings: Settings, problem: Problem, found: Family, name: str) -> tu
     """What the person gave to each dataset, and how many labels of theirs are the newest word on a row."""
     import polars as pl
 
-    from truing.tasks.events.lake import Lake
     from truing.tasks.release.lineage_answers import Taught
+    from truing.tasks.tables.lake import Lake
 
     lake = Lake(settings.lake)
     rows = lake.rows(problem.name)
@@ -140,7 +140,7 @@ def _samples(settings: Settings, found: Family, versions: tuple[str, str]) -> di
     import polars as pl
 
     from truing.tasks.errors import TruingError
-    from truing.tasks.events.lake import Lake
+    from truing.tasks.tables.lake import Lake
 
     datasets = {one.version: one.dataset for one in found.members if one.version in versions and one.dataset}
     try:

@@ -132,8 +132,8 @@ def _traffic(
 
     from truing.tasks.errors import TruingError
     from truing.tasks.evaluation.power import Traffic
-    from truing.tasks.events.lake import Vault
     from truing.tasks.problem import seconds
+    from truing.tasks.tables.lake import Vault
 
     held = None if per_day is None else per_day * problem.splits.holdout
     try:

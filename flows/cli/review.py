@@ -80,8 +80,8 @@ def waiting_for(settings: Settings, problem: Problem, policy: Policy, reader: st
     from truing.infra.keys import keyring
     from truing.tasks.evaluation.audit import read_plans
     from truing.tasks.evaluation.reading import questions
-    from truing.tasks.events.lake import Vault
     from truing.tasks.events.schema import pseudonym
+    from truing.tasks.tables.lake import Vault
 
     rows = Vault(settings.vault).holdout(problem.name, now=time.time(), matured=False)
     try:

@@ -110,8 +110,8 @@ def do_status(args: argparse.Namespace, settings: Settings) -> int:
 def do_parked(args: argparse.Namespace, settings: Settings) -> int:
     """What waits for its prediction, and what was set aside. Nothing of what was said is shown."""
     from truing.infra.catalog import catalog
-    from truing.tasks.events.lake import Vault
     from truing.tasks.events.parking import set_aside
+    from truing.tasks.tables.lake import Vault
 
     problems = {name: problem for name, (problem, _) in catalog(settings.problems).items()}
     if not settings.vault.exists():

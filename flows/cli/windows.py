@@ -15,7 +15,7 @@ from truing.tasks.errors import DataError, Unavailable, UsageError
 
 if TYPE_CHECKING:
     from truing.infra.settings import Settings
-    from truing.tasks.events.expectations import WindowReport
+    from truing.tasks.validation.expectations import WindowReport
 
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -47,8 +47,8 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 def do_list(args: argparse.Namespace, settings: Settings) -> int:
     from truing.infra.catalog import chosen
-    from truing.tasks.events.lake import Lake
-    from truing.tasks.events.suite import reports
+    from truing.tasks.tables.lake import Lake
+    from truing.tasks.validation.suite import reports
 
     problem, _ = chosen(settings.problems, args.problem)
     if args.limit < 1:
@@ -80,9 +80,9 @@ def do_list(args: argparse.Namespace, settings: Settings) -> int:
 
 def do_show(args: argparse.Namespace, settings: Settings) -> int:
     from truing.infra.catalog import chosen
-    from truing.tasks.events.lake import Lake
-    from truing.tasks.events.suite import judgements
-    from truing.tasks.events.window_page import page, summary
+    from truing.tasks.tables.lake import Lake
+    from truing.tasks.validation.suite import judgements
+    from truing.tasks.validation.window_page import page, summary
 
     problem, _ = chosen(settings.problems, args.problem)
     name = _name(problem.name, args.window)
@@ -102,9 +102,9 @@ def do_show(args: argparse.Namespace, settings: Settings) -> int:
 
 def do_again(args: argparse.Namespace, settings: Settings) -> int:
     from truing.infra.catalog import chosen
-    from truing.tasks.events.expectations import Validator
-    from truing.tasks.events.lake import Lake
-    from truing.tasks.events.suite import judge_again, to_judge_again
+    from truing.tasks.tables.lake import Lake
+    from truing.tasks.validation.expectations import Validator
+    from truing.tasks.validation.suite import judge_again, to_judge_again
 
     problem, _ = chosen(settings.problems, args.problem)
     lake, folder = Lake(settings.lake), settings.problems / problem.name

@@ -96,8 +96,8 @@ class Demo:
 
     def __init__(self, settings: Settings, given: argparse.Namespace, tell: Teller) -> None:
         from truing.infra.logins import registry_as
-        from truing.tasks.events.lake import Lake, Vault
         from truing.tasks.events.schema import pseudonym
+        from truing.tasks.tables.lake import Lake, Vault
 
         self.settings, self.given, self.tell = settings, given, tell
         self.problem, self.policy = chosen(settings.problems, "adult")

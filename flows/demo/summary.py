@@ -22,9 +22,9 @@ from truing.tasks.statistics.intervals import gap, mean_interval, rate_interval
 if TYPE_CHECKING:
     import polars as pl
 
-    from truing.tasks.events.lake import Lake, Vault
     from truing.tasks.release.registry import Registry
     from truing.tasks.release.versions import Version
+    from truing.tasks.tables.lake import Lake, Vault
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -23,8 +23,8 @@ from typing import Any, Final
 
 import msgspec
 
+from truing.tasks.contract import KINDS
 from truing.tasks.errors import DataError, Unavailable
-from truing.tasks.events.contract import KINDS
 from truing.tasks.events.schema import MAX_BYTES, compose
 
 HEAD: Final = struct.Struct(">BI")

@@ -16,11 +16,11 @@ import msgspec
 import polars as pl
 
 from truing.tasks.errors import DataError, Unavailable
-from truing.tasks.events.lake import Vault
-from truing.tasks.events.store import Stale
-from truing.tasks.events.subjects import OVERHEAD
-from truing.tasks.events.tables import OWNER, RECORDS
 from truing.tasks.records import Record
+from truing.tasks.tables.columns import OWNER, RECORDS
+from truing.tasks.tables.lake import Vault
+from truing.tasks.tables.store import Stale
+from truing.tasks.tables.subjects import OVERHEAD
 
 ACTS = "dead_acts"
 BATCH = 500  # letters between two notes of what was sent

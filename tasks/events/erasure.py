@@ -20,11 +20,11 @@ import msgspec
 import polars as pl
 
 from truing.tasks.events.join import join, sealed_states
-from truing.tasks.events.lake import Lake, Vault
-from truing.tasks.events.store import Store
-from truing.tasks.events.tables import OWNER, ROWS
 from truing.tasks.problem import Problem
 from truing.tasks.records import DatasetVersion, Record, Split
+from truing.tasks.tables.columns import OWNER, ROWS
+from truing.tasks.tables.lake import Lake, Vault
+from truing.tasks.tables.store import Store
 
 Place = tuple[str, int, int, int]  # topic, partition, epoch, offset
 TABLES = (("vault", "landing"), ("vault", "holdout"), ("lake", "rows"), ("lake", "samples"), ("lake", "datasets"))

@@ -17,9 +17,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from truing.tasks.events.contract import DECODERS, PEOPLE
+from truing.tasks.contract import DECODERS, PEOPLE
 from truing.tasks.events.redaction import Redactor
-from truing.tasks.events.rules import Suite
 from truing.tasks.events.schema import (
     FUTURE_S,
     GATEWAY,
@@ -32,10 +31,11 @@ from truing.tasks.events.schema import (
     identity_text,
     judge,
 )
-from truing.tasks.events.sealing import family_of
-from truing.tasks.events.tight import tight
 from truing.tasks.events.times import unix_times
 from truing.tasks.problem import Problem
+from truing.tasks.tables.sealing import family_of
+from truing.tasks.validation.rules import Suite
+from truing.tasks.validation.tight import tight
 
 Check = Callable[[Sequence[Mapping[str, Any]]], Sequence[str | None]]
 """Row checks of one problem: inputs of predictions → for each None, or what is wrong in one line."""

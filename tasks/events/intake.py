@@ -19,11 +19,11 @@ import polars as pl
 
 from truing.tasks.events.batches import Block, Ints
 from truing.tasks.events.glance import Glance, Seen
-from truing.tasks.events.lake import Vault
 from truing.tasks.events.schema import Message, claimed_id, identity_text
 from truing.tasks.events.stream import Chunk, Place
-from truing.tasks.events.subjects import Subjects, day, owner
-from truing.tasks.events.tables import LANDING
+from truing.tasks.tables.columns import LANDING
+from truing.tasks.tables.lake import Vault
+from truing.tasks.tables.subjects import Subjects, day, owner
 
 RECENT = 300_000  # identities kept in memory, tens of MB; older doubles are dropped by the join
 NAMED = 1_000  # messages at the end of a partition among which one that claims an id is looked for

@@ -17,15 +17,15 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.parking import WORDS, heard
 from truing.tasks.events.schema import PEOPLE, Attribute, Correction, Interaction, Outcome, Prediction, Rating, Review
-from truing.tasks.events.store import Store
-from truing.tasks.events.subjects import commits
-from truing.tasks.events.tables import OWNER, ROWS
 from truing.tasks.problem import Problem, seconds, split_of
 from truing.tasks.records import Origin, Record, Split
 from truing.tasks.seal import canonical, digest_bytes
+from truing.tasks.tables.columns import OWNER, ROWS
+from truing.tasks.tables.lake import Lake, Vault
+from truing.tasks.tables.store import Store
+from truing.tasks.tables.subjects import commits
 
 HISTORY = 200  # people's words kept in a row's history, the latest; landing has all of them
 APP = "derive"  # application transaction on both tables: the landing version that they were derived from

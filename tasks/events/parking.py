@@ -19,9 +19,9 @@ from typing import Any, get_args
 
 import polars as pl
 
-from truing.tasks.events.lake import Vault
 from truing.tasks.events.schema import PEOPLE
 from truing.tasks.problem import Problem, Word
+from truing.tasks.tables.lake import Vault
 
 WORDS: tuple[str, ...] = get_args(Word)
 REASONS = ("parked", "expired", "waited", "late", "voices", "twice")

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
+from truing.tasks.contract import KINDS, PEOPLE, Envelope
 from truing.tasks.events.avro import avro_schema
-from truing.tasks.events.contract import KINDS, PEOPLE, Envelope
 from truing.tasks.events.schema import FUTURE_S, MAX_BYTES
 
 __all__ = ["asyncapi", "avro_schema", "json_schema"]

@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from truing.tasks.contract import KINDS, PEOPLE
 from truing.tasks.errors import DataError
-from truing.tasks.events.contract import KINDS, PEOPLE
 from truing.tasks.events.schema import Proofs, Reason, encode_event, judge
 from truing.tasks.problem import Problem
 from truing.tasks.seal import canonical, mac

@@ -18,8 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from truing.tasks import seal
-from truing.tasks.errors import DataError
-from truing.tasks.events.contract import (
+from truing.tasks.contract import (
     DECODERS,
     ENVELOPE,
     KINDS,
@@ -38,6 +37,7 @@ from truing.tasks.events.contract import (
     Reason,
     Review,
 )
+from truing.tasks.errors import DataError
 from truing.tasks.problem import Problem, seconds
 from truing.tasks.records import DeadLetter, Event, Position, Record
 

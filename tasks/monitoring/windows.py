@@ -11,12 +11,12 @@ import itertools
 import numpy as np
 import polars as pl
 
-from truing.tasks.events.lake import Lake
-from truing.tasks.events.tables import ROWS, winners
 from truing.tasks.monitoring.stability import Stability, stability
 from truing.tasks.problem import UNKNOWN, Problem
 from truing.tasks.records import Estimate, Record, Split
 from truing.tasks.statistics.cells import Bools, Floats, cells, slice_masks
+from truing.tasks.tables.columns import ROWS, winners
+from truing.tasks.tables.lake import Lake
 
 METRICS = ("brier", "accuracy", "tpr", "selection_rate")
 GAPS = ("accuracy", "tpr", "selection_rate")

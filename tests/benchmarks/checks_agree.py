@@ -26,11 +26,11 @@ import numpy as np
 from harness import Measured, main, say
 
 from truing.infra.settings import quiet
-from truing.tasks.events import checks, rules
-from truing.tasks.events.rules import expectation
-from truing.tasks.events.validator import Validator
-from truing.tasks.events.window_rows import judge_rows
 from truing.tasks.problem import Input, Problem
+from truing.tasks.validation import checks, rules
+from truing.tasks.validation.rules import expectation
+from truing.tasks.validation.validator import Validator
+from truing.tasks.validation.window_rows import judge_rows
 
 MANY = (0.45, 0.4, 0.15)  # shares of columns with no, one and two expectations beside those of their problem
 BLOCK = 25  # windows a process is given at a time

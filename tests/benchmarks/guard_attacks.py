@@ -42,10 +42,10 @@ from truing.infra.client import Client
 from truing.infra.programs import environment, own
 from truing.tasks import seal
 from truing.tasks.errors import Refused, TruingError
-from truing.tasks.events.lake import Vault
 from truing.tasks.kinds.model import Model
 from truing.tasks.release.audit import read
 from truing.tasks.release.findings import open_findings
+from truing.tasks.tables.lake import Vault
 
 HERE = Path(__file__).resolve().parent
 WATCH_S = 5.0  # more than one full look of steward (each second here) and gateway (4 s)

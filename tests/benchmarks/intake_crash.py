@@ -41,19 +41,19 @@ from truing.infra.outbox import Outbox
 from truing.infra.settings import Settings, load
 from truing.tasks.errors import TruingError
 from truing.tasks.events.intake import places
-from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.schema import token
 from truing.tasks.events.stream import Publisher, Reader
-from truing.tasks.events.suite import reports
+from truing.tasks.tables.lake import Lake, Vault
+from truing.tasks.validation.suite import reports
 
 KEEPERS, PARTITIONS = 2, 3
 RATE = 100  # predictions a second; each is rated, every second has an outcome
-PUT = "truing.tasks.events.store:Store.append"
+PUT = "truing.tasks.tables.store:Store.append"
 CURATE = """
 from truing.flows.curate import judge
 from truing.infra.catalog import chosen
 from truing.infra.settings import current
-from truing.tasks.events.lake import Lake
+from truing.tasks.tables.lake import Lake
 settings = current()
 judge(Lake(settings.lake), chosen(settings.problems, "loan")[0], settings.problems / "loan", force=True)
 """
@@ -72,8 +72,8 @@ POINTS = (
     Point("after poll", "truing.flows.landing:Landing.gather", "after"),
     Point("after checks", "truing.tasks.events.intake:land", "after"),
     Point("before commit", PUT, "before", "'landing'"),
-    Point("data written, no entry in the log", "truing.tasks.events.follow:Log.commit", "before"),
-    Point("entry drafted, not linked", "truing.tasks.events.follow:Log._draft", "after"),
+    Point("data written, no entry in the log", "truing.tasks.tables.follow:Log.commit", "before"),
+    Point("entry drafted, not linked", "truing.tasks.tables.follow:Log._draft", "after"),
     Point("after commit", PUT, "after", "'landing'"),
     Point("joined into rows, not into the holdout", "truing.tasks.events.join:write", "after", "'rows'"),
     Point("before compaction", "deltalake.table:TableOptimizer.compact", "before"),
@@ -82,8 +82,8 @@ POINTS = (
     Point("after trim", "truing.tasks.events.stream:Reader.trim", "after"),
 )
 WINDOW = (
-    Point("window judged, not recorded", "truing.tasks.events.suite:admit_window", "before"),
-    Point("window recorded, not said", "truing.tasks.events.suite:admit_window", "after"),
+    Point("window judged, not recorded", "truing.tasks.validation.suite:admit_window", "before"),
+    Point("window recorded, not said", "truing.tasks.validation.suite:admit_window", "after"),
 )
 SLOW = {"before compaction", "compacted, old files still there", "before trim", "after trim"}  # every few seconds
 

@@ -41,11 +41,11 @@ from truing.infra.settings import Settings, child_environment
 from truing.tasks.errors import Unavailable
 from truing.tasks.events.glance import Glance
 from truing.tasks.events.intake import Recent, land
-from truing.tasks.events.lake import Vault
 from truing.tasks.events.schema import Proofs, Reason, judge
 from truing.tasks.events.stream import Chunk, Publisher, Reader
-from truing.tasks.events.tables import LANDING
 from truing.tasks.problem import Problem, load_problem
+from truing.tasks.tables.columns import LANDING
+from truing.tasks.tables.lake import Vault
 
 BLOCK, HANG_S, STUCK_S, LEAK_MB, REMEMBERED = 2000, 30, 90.0, 64.0, 20_000
 SALT, SPLIT = b"s" * 32, b"p" * 32

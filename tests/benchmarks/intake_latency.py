@@ -44,9 +44,9 @@ from truing.infra.settings import Settings, load
 from truing.infra.stack import Stack
 from truing.infra.status import prefect_call
 from truing.tasks.errors import TruingError
-from truing.tasks.events.follow import entry
-from truing.tasks.events.lake import Lake, Vault
 from truing.tasks.events.stream import producer
+from truing.tasks.tables.follow import entry
+from truing.tasks.tables.lake import Lake, Vault
 
 PARTS = ("broker", "prefect", "runner", "ingest")
 RATE = 200  # events a second

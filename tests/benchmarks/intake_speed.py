@@ -49,7 +49,7 @@ from truing.infra import settings as settings_module
 from truing.infra.keys import Keyring
 from truing.infra.settings import Settings, child_environment
 from truing.tasks.errors import TruingError
-from truing.tasks.events.subjects import FILE
+from truing.tasks.tables.subjects import FILE
 
 EVENTS, QUICK_EVENTS, RUNS = 1_000_000, 60_000, 3
 QUIX = Path(__file__).parent / "quix_to_delta.py"
@@ -129,7 +129,7 @@ def intake(settings: Settings, share: tuple[int, int] = (0, 1)) -> dict[str, Any
 
 def keys(settings: Settings) -> dict[str, Any]:
     """A secret for nearly every bucket of owners: they are made once in a vault's life, by the first 65,536 people or so."""
-    from truing.tasks.events.lake import Vault
+    from truing.tasks.tables.lake import Vault
 
     settings.vault.mkdir(parents=True, exist_ok=True)
     made, clock = Vault(settings.vault).sealing(), Clock()
@@ -151,10 +151,10 @@ def windows(settings: Settings, wanted: int) -> dict[str, Any]:
     import polars as pl
 
     from truing.infra.catalog import catalog
-    from truing.tasks.events.expectations import Validator, validate
-    from truing.tasks.events.lake import Vault
-    from truing.tasks.events.profile import profile
-    from truing.tasks.events.tables import OWNER
+    from truing.tasks.tables.columns import OWNER
+    from truing.tasks.tables.lake import Vault
+    from truing.tasks.validation.expectations import Validator, validate
+    from truing.tasks.validation.profile import profile
 
     problem = catalog(settings.problems)["loan"][0]
     vault, validator = Vault(settings.vault), Validator()
@@ -202,7 +202,7 @@ def costs(settings: Settings) -> dict[str, float]:
     """CPU µs an event of each part of the way, timed alone (the proof: on and off) on the first 100,000 messages."""
     from truing.tasks.events import glance as door
     from truing.tasks.events import intake as rows
-    from truing.tasks.events.subjects import commits
+    from truing.tasks.tables.subjects import commits
 
     one = landing(settings)
     know(one.vault.sealing())
@@ -334,7 +334,7 @@ def wrong(settings: Settings, sent: Counter[str], *, where: str) -> list[str]:
     """What was lost, doubled or refused for another reason than its own."""
     import polars as pl
 
-    from truing.tasks.events.lake import Vault
+    from truing.tasks.tables.lake import Vault
 
     landing = Vault(settings.vault).scan("landing")
     landing = landing.select("partition", "offset", "event_id", "type", "disposition", "reason").collect()

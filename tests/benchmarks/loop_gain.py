@@ -34,7 +34,6 @@ from truing.tasks.evaluation.answers import ask
 from truing.tasks.evaluation.comparison import assess
 from truing.tasks.evaluation.gate import judge
 from truing.tasks.events.join import join
-from truing.tasks.events.tables import LANDING
 from truing.tasks.kinds.model import Model
 from truing.tasks.learning.improve import tune
 from truing.tasks.policy import Policy, load_policy
@@ -44,6 +43,7 @@ from truing.tasks.seal import canonical
 from truing.tasks.selection.dataset import freeze
 from truing.tasks.selection.quality import UNSURE, tag
 from truing.tasks.selection.quarantine import held_rows, without_held
+from truing.tasks.tables.columns import LANDING
 
 ROUND_S = 1000.0  # simulated seconds between rounds
 

@@ -159,7 +159,7 @@ class Stage:
                     client.outcome(case.id, case.truth, time=now - 60)
                 sent += client.flush(timeout_s=120.0)
         from truing.tasks.events.join import APP
-        from truing.tasks.events.lake import Lake, Vault
+        from truing.tasks.tables.lake import Lake, Vault
 
         vault, lake = Vault(self.settings.vault), Lake(self.settings.lake)
 

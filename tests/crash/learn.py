@@ -12,8 +12,8 @@ from truing.flows.loop import Study, learn
 from truing.infra.catalog import chosen
 from truing.infra.keys import keyring
 from truing.infra.settings import Settings, current, quiet
-from truing.tasks.events.lake import Lake
 from truing.tasks.release.registry import Registry
+from truing.tasks.tables.lake import Lake
 
 
 def turn(settings: Settings, name: str) -> str | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from truing.tasks.events.checks import as_float, compile, test_of
-from truing.tasks.events.rules import DELAY, EXTRA, FIRST, Suite, about_rows, effective, row_plugins
-from truing.tasks.events.validator import ID, Finding, Validator, reason_of
-from truing.tasks.events.window_words import wanted
 from truing.tasks.problem import Problem
+from truing.tasks.validation.checks import as_float, compile, test_of
+from truing.tasks.validation.rules import DELAY, EXTRA, FIRST, Suite, about_rows, effective, row_plugins
+from truing.tasks.validation.validator import ID, Finding, Validator, reason_of
+from truing.tasks.validation.window_words import wanted
 
 SAMPLE = 1_000  # rows of a large window that Great Expectations is asked about; up to so many it is asked about all
 _INT = 2**63 - 1

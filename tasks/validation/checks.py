@@ -1,7 +1,7 @@
 """Row checks compiled from the suite: they decide, before the commit, whether a prediction's inputs land.
 
 A first look, one pass over a row's columns, knows only rows that surely hold: nearly all. Whatever it is not sure of goes to
-the tests, which say why. `truing.tasks.events.expectations` asks Great Expectations the very same of windows, and a benchmark
+the tests, which say why. `expectations.py` asks Great Expectations the very same of windows, and a benchmark
 holds both equal on generated windows. As there, NaN is a missing value. Reasons name column and rule, never the value: it is a
 person's.
 """
@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from truing.tasks.errors import ProblemError
-from truing.tasks.events.rules import (
+from truing.tasks.problem import Problem
+from truing.tasks.validation.rules import (
     BETWEEN,
     COLUMNS,
     DELAY,
@@ -42,7 +43,6 @@ from truing.tasks.events.rules import (
     row_plugins,
     structural,
 )
-from truing.tasks.problem import Problem
 
 __all__ = [
     "BETWEEN", "DELAY", "EXTRA", "FIRST", "IN_SET", "LENGTH", "LENGTHS", "NOT_IN_SET", "NOT_NULL", "NOT_REGEX", "NULL", "REGEX",

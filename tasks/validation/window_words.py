@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from truing.tasks.events.rules import BETWEEN, IN_SET, LENGTH, LENGTHS, NOT_IN_SET, NOT_NULL, NOT_REGEX, NULL, REGEX, TYPES
+from truing.tasks.validation.rules import BETWEEN, IN_SET, LENGTH, LENGTHS, NOT_IN_SET, NOT_NULL, NOT_REGEX, NULL, REGEX, TYPES
 
 _NUMBERS = {
     "expect_column_mean_to_be_between": "a mean",

@@ -9,9 +9,9 @@ from typing import Any
 
 from truing.tasks import plugins
 from truing.tasks.errors import ProblemError
-from truing.tasks.events.rules import about_rows
-from truing.tasks.events.window_words import observed, wanted
 from truing.tasks.records import Record
+from truing.tasks.validation.rules import about_rows
+from truing.tasks.validation.window_words import observed, wanted
 
 ID = "id"  # the column of a window that names its rows
 

@@ -14,12 +14,12 @@ import msgspec
 import polars as pl
 
 from truing.tasks.errors import DataError, Unavailable
-from truing.tasks.events.expectations import WindowReport, validate
-from truing.tasks.events.lake import Lake, Vault
-from truing.tasks.events.profile import ensure
-from truing.tasks.events.rules import effective, fingerprint
-from truing.tasks.events.suite import brief, judged_part, last_of, out_of, pending_window, window_of
 from truing.tasks.problem import Problem
+from truing.tasks.tables.lake import Lake, Vault
+from truing.tasks.validation.expectations import WindowReport, validate
+from truing.tasks.validation.profile import ensure
+from truing.tasks.validation.rules import effective, fingerprint
+from truing.tasks.validation.suite import brief, judged_part, last_of, out_of, pending_window, window_of
 
 TABLE = "holdout"
 

@@ -15,13 +15,13 @@ import msgspec
 import polars as pl
 
 from truing.tasks.errors import DataError
-from truing.tasks.events.expectations import Validator, WindowReport, validate
-from truing.tasks.events.lake import Lake
-from truing.tasks.events.profile import ensure, profile
-from truing.tasks.events.rules import DELAY, effective, fingerprint
-from truing.tasks.events.store import Store
 from truing.tasks.problem import Problem
 from truing.tasks.records import Record, Split
+from truing.tasks.tables.lake import Lake
+from truing.tasks.tables.store import Store
+from truing.tasks.validation.expectations import Validator, WindowReport, validate
+from truing.tasks.validation.profile import ensure, profile
+from truing.tasks.validation.rules import DELAY, effective, fingerprint
 
 __all__ = ["Window", "WindowReport", "ensure", "profile", "reports"]
 

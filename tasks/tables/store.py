@@ -19,12 +19,12 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from truing.tasks.errors import DataError, TruingError, Unavailable
-from truing.tasks.events import follow
-from truing.tasks.events.follow import Log
-from truing.tasks.events.kept import SMALL, Kept
-from truing.tasks.events.subjects import FILE, Subjects, sealed
-from truing.tasks.events.tables import PERSONAL, RECORD_TABLES, RECORDS, conform, type_
-from truing.tasks.events.whereabouts import Whereabouts
+from truing.tasks.tables import follow
+from truing.tasks.tables.columns import PERSONAL, RECORD_TABLES, RECORDS, conform, type_
+from truing.tasks.tables.follow import Log
+from truing.tasks.tables.kept import SMALL, Kept
+from truing.tasks.tables.subjects import FILE, Subjects, sealed
+from truing.tasks.tables.whereabouts import Whereabouts
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m|↳")  # delta-rs draws its errors for a terminal
 # Delta's own default is 7 days: at 200 events a second four million files on the disk, and as many lines in each checkpoint.

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from truing.tasks.events.expectations import Finding, WindowReport
+from truing.tasks.validation.expectations import Finding, WindowReport
 
 _MOST = 200  # failing rows on the page
 

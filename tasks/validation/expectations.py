@@ -1,6 +1,6 @@
 """Great Expectations on one window of rows: what fails alone goes alone, a window that fails goes whole, each with a reason.
 
-Row checks compiled from the same suite (`truing.tasks.events.checks`) have decided before the commit already; a window shows
+Row checks compiled from the same suite (`checks.py`) have decided before the commit already; a window shows
 what no row does: volume, delay, means and quantiles, null shares, the mix of categories, and what a suite edited since forbids.
 """
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from truing.tasks.events.rules import DELAY, TYPES, Suite, about_rows, effective, fingerprint, row_plugins
-from truing.tasks.events.validator import ID, Finding, Validator, reason_of
-from truing.tasks.events.window_rows import SAMPLE, asked_of, by_checks, judge_many, judge_rows
 from truing.tasks.problem import Problem
 from truing.tasks.records import Record
+from truing.tasks.validation.rules import DELAY, TYPES, Suite, about_rows, effective, fingerprint, row_plugins
+from truing.tasks.validation.validator import ID, Finding, Validator, reason_of
+from truing.tasks.validation.window_rows import SAMPLE, asked_of, by_checks, judge_many, judge_rows
 
 if TYPE_CHECKING:
     import polars as pl

@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from truing.tasks.events import rules
-from truing.tasks.events.expectations import MIN_ROWS
-from truing.tasks.events.lake import Lake
-from truing.tasks.events.rules import Suite, expectation
-from truing.tasks.events.window_words import DIVERGENCE, QUANTILES
 from truing.tasks.problem import Input, Problem
 from truing.tasks.records import Split
+from truing.tasks.tables.lake import Lake
+from truing.tasks.validation import rules
+from truing.tasks.validation.expectations import MIN_ROWS
+from truing.tasks.validation.rules import Suite, expectation
+from truing.tasks.validation.window_words import DIVERGENCE, QUANTILES
 
 _MANY = 500  # rows from which a profiled expectation about a window is asked
 _MIX = 0.5  # Kullback-Leibler divergence allowed between the trusted rows' mix of categories and a window's; 0 = the same

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from truing.tasks.events.store import Store
-from truing.tasks.events.tables import type_
+from truing.tasks.tables.columns import type_
+from truing.tasks.tables.store import Store
 
 PREDICTIONS: dict[str, type_] = {
     "problem": pl.String,

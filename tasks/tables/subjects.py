@@ -38,7 +38,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from truing.tasks.errors import DataError, Unavailable
-from truing.tasks.events.aead import Whose, encrypt_many
+from truing.tasks.tables.aead import Whose, encrypt_many
 
 FILE: Final = "subjects.sqlite"
 FAMILIES: Final = {"trainable": b"t", "holdout": b"h", "vault": b"v", "dead": b"d"}

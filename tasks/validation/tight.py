@@ -13,9 +13,20 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from truing.tasks.events.contract import KINDS
-from truing.tasks.events.rules import BETWEEN, EXTRA, IN_SET, NOT_NULL, NULL, TYPES, Suite, about_rows, effective, row_plugins
+from truing.tasks.contract import KINDS
 from truing.tasks.problem import Problem
+from truing.tasks.validation.rules import (
+    BETWEEN,
+    EXTRA,
+    IN_SET,
+    NOT_NULL,
+    NULL,
+    TYPES,
+    Suite,
+    about_rows,
+    effective,
+    row_plugins,
+)
 
 _EXACT: Final = 2**53  # beyond, a JSON integer has no float of its own
 

@@ -25,11 +25,11 @@ import msgspec
 import polars as pl
 
 from truing.tasks.errors import DataError
-from truing.tasks.events.store import TRIES, Stale, Store
-from truing.tasks.events.subjects import FAMILIES
-from truing.tasks.events.tables import LANDING, OWNED_BY, OWNER, RECORDS, ROWS, SAMPLES, type_, winners
 from truing.tasks.records import Origin, Record, Split
 from truing.tasks.seal import canonical, digest
+from truing.tasks.tables.columns import LANDING, OWNED_BY, OWNER, RECORDS, ROWS, SAMPLES, type_, winners
+from truing.tasks.tables.store import TRIES, Stale, Store
+from truing.tasks.tables.subjects import FAMILIES
 
 R = TypeVar("R", bound=Record)
 
