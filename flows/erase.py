@@ -126,12 +126,13 @@ def erase(settings: Settings, problems: Mapping[str, Problem], act: Act, *, spli
 
 
 def _ends(traces: Iterable[Traces]) -> dict[str, int]:
-    """topic:partition → offset up to which it held the person."""
-    ends: dict[str, int] = {}
+    """topic:partition → offset up to which it held the person, in the newest of its logs that did."""
+    newest: dict[str, tuple[int, int]] = {}
     for one in traces:
-        for topic, partition, _, offset in (*one.events, *one.dead):
-            ends[f"{topic}:{partition}"] = max(offset + 1, ends.get(f"{topic}:{partition}", 0))
-    return ends
+        for topic, partition, epoch, offset in (*one.events, *one.dead):
+            key = f"{topic}:{partition}"
+            newest[key] = max((epoch, offset + 1), newest.get(key, (0, 0)))
+    return {key: offset for key, (_, offset) in newest.items()}
 
 
 def tend(

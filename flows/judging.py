@@ -97,7 +97,7 @@ def parties(registry: Registry, problem: Problem, seen: Version, *, docket: Dock
 
 
 def sealed_rows(vault: Vault, lake: Lake, problem: Problem, *, desk: Path, folder: Path, now: float) -> pl.DataFrame:
-    """The holdout, the unmatured rows too, without what its windows reject (`tasks.events.holdout`; `folder` is the problem's).
+    """The holdout, the unmatured rows too, without what its windows reject (`validation/holdout`; `folder` is the problem's).
 
     Raises Refused if what judges has also taught, or looks as if it had.
     """

@@ -14,6 +14,7 @@ import logging
 import socket
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,8 @@ from typing import Any
 from truing.infra.keys import SPEAKERS, keyring
 from truing.infra.settings import Settings
 from truing.infra.tls import distrust
-from truing.tasks.errors import SettingsError, Unavailable
+from truing.tasks.errors import ProblemError, SettingsError, Unavailable
+from truing.tasks.problem import seconds
 
 _TALKATIVE = ("kafka.protocol.parser", "kafka.net.connection")  # kafka-python 3.0.12 writes passwords to its log at DEBUG
 
@@ -120,14 +122,16 @@ def wait_for(settings: Settings, seconds: float) -> None:
 # The broker's clock decides what is old. By the senders', which is Kafka's default, a batch that calls itself old is deleted
 # unread, and one from the future stays. Segments go whole, so they are closed hourly: Kafka's default is a week.
 STAMPED = {"message.timestamp.type": "LogAppendTime"}
-OURS = {**STAMPED, "retention.ms": str(7 * 86_400_000), "segment.ms": str(3_600_000)}
+OURS = {**STAMPED, "segment.ms": str(3_600_000)}
+WEEK_S = 7 * 86_400.0
 
 
 def ensure_topics(settings: Settings, seconds: float = 20.0) -> None:
     """Make the topics of events and of control messages unless they are there. Control has one partition: its order counts.
 
-    On Apache Kafka they have the broker's time on each record; on the one that we start also a retention of 7 days, for what
-    nobody has landed: what has landed goes after the problems' `retention` (`Landing.trim`).
+    On Apache Kafka they have the broker's time on each record; on the one that we start also a retention of 7 days or
+    the problems' if longer, for what nobody has landed: what has landed goes after theirs (`Landing.trim`). What a person set
+    otherwise stays.
 
     Raises Unavailable when the broker does not answer within `seconds` or refuses.
     """
@@ -138,7 +142,7 @@ def ensure_topics(settings: Settings, seconds: float = 20.0) -> None:
         present = set(admin.list_topics())
         wanted = {settings.kafka.topic: settings.kafka.partitions, settings.kafka.control: 1, settings.kafka.dead: 1}
         kind = settings.kafka.broker
-        configs = {} if kind == "embedded" else OURS if kind == "kafka" else STAMPED
+        configs = {} if kind == "embedded" else ours(settings) if kind == "kafka" else STAMPED
         for name, partitions in wanted.items():
             if name in present:
                 continue
@@ -147,16 +151,38 @@ def ensure_topics(settings: Settings, seconds: float = 20.0) -> None:
                 admin.create_topics({name: topic})
             except TopicAlreadyExistsError:  # somebody else was first
                 continue
-        if kind == "kafka" and (old := present & set(wanted)):
-            from kafka.admin import ConfigResource, ConfigResourceType
-
-            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs) for name in sorted(old)])
+        if kind == "kafka":
+            _configure(admin, sorted(present & set(wanted)), configs)
     except KafkaError as error:
         raise Unavailable(
             f"{_who(settings)}: expected to make its topics, got {_short(error)}; check its rights and logs"
         ) from None
     finally:
         admin.close()
+
+
+def ours(settings: Settings) -> dict[str, str]:
+    """What topics have on the Kafka that we start."""
+    from truing.infra.catalog import catalog
+
+    try:
+        longest = max(seconds(problem.retention) for problem, _ in catalog(settings.problems).values())
+    except ProblemError:  # said where problems are read
+        longest = 0.0
+    return {**OURS, "retention.ms": str(int(max(WEEK_S, longest) * 1000))}
+
+
+def _configure(admin: Any, topics: Sequence[str], configs: Mapping[str, str]) -> None:
+    """Topics of an earlier start, where nobody set anything else. Raises KafkaError."""
+    from kafka.admin import ConfigResource, ConfigResourceType
+    from kafka.errors import KafkaError
+
+    for name in topics:
+        told = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)]).get("topic", {}).get(name, {})
+        if missing := {key: value for key, value in configs.items() if key not in told}:
+            done = admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, missing)])
+            if (word := done["topic"][name]) != "OK":
+                raise KafkaError(f"{name}: {word}")
 
 
 def administrator(settings: Settings, seconds: float = 20.0) -> Any:

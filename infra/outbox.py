@@ -219,8 +219,8 @@ class Outbox:
     def _run(self) -> None:
         pause = 0.1
         while not self._stop.is_set():
-            self._steady()
             try:
+                self._steady()
                 messages, cursor = self._next()
                 if messages:
                     places = self._publisher.publish(messages)

@@ -65,7 +65,7 @@ class Sender:
             from kafka import KafkaProducer
 
             if self._knocks:
-                _knock(self._options["bootstrap_servers"])
+                _knock(self._options["bootstrap_servers"], self._timeout_s)
             wait = int(self._timeout_s * 1000)
             self._producer = KafkaProducer(
                 **{
@@ -99,13 +99,15 @@ class Sender:
                 self._guard.release()
 
 
-def _knock(servers: Sequence[str]) -> None:
-    """Raises the last OSError when none of these brokers takes a connection."""
+def _knock(servers: str | Sequence[str], timeout_s: float) -> None:
+    """Raises the last OSError when none of these brokers, as kafka-python takes them, takes a connection."""
+    from kafka.cluster import collect_hosts
+
     failed: OSError | None = None
-    for server in servers:
-        host, _, port = server.rpartition(":")
+    hosts = collect_hosts(servers)
+    for host, port, _ in hosts:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=3.0).close()
+            socket.create_connection((host, port), timeout=min(3.0, timeout_s / len(hosts))).close()
             return
         except OSError as error:
             failed = error

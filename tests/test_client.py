@@ -20,9 +20,10 @@ from serving import ROOT, inputs_of, keys_in, remember, running_broker, running_
 
 from truing.client import Answer, Client, correction, interaction, rating
 from truing.flows.keeper import Keeper
-from truing.infra.broker import connection
+from truing.infra.broker import address, connection
 from truing.infra.keys import Keyring
 from truing.infra.landed import Landed
+from truing.infra.sender import Sender
 from truing.infra.settings import Settings, child_environment, load
 from truing.infra.watermark import Mark
 from truing.tasks.errors import DataError, Unavailable, UsageError
@@ -307,6 +308,20 @@ def test_a_broker_killed_after_its_acknowledgements_gets_everything_again_and_it
                 broker.wait()
     landed = Vault(alone.vault).scan("landing").filter(pl.col("disposition") == "landed").select("prediction_id").collect()
     assert sorted(landed["prediction_id"]) == sorted(f"t{turn}-{n}" for turn in range(5) for n in range(60))
+
+
+@pytest.mark.services
+def test_a_broker_may_be_named_in_any_way_that_kafka_knows(alone: Settings, problem: Problem, tmp_path: Path) -> None:
+    """An outbox asks first whether anybody listens, and has to ask the same addresses as the producer afterwards."""
+    host, port = address(alone)
+    with running_broker(alone):
+        for named in (f"{host}:{port}", f"PLAINTEXT://{host}:{port}", f"127.0.0.1:1,{host}:{port}", [f"{host}:{port}"]):
+            sender = Sender(alone.kafka.topic, {"bootstrap_servers": named}, knocks=True)
+            assert sender.publish([(b"k", b"{}")])
+            sender.close()
+    nobody = Sender(alone.kafka.topic, {"bootstrap_servers": f"{host}:{port}"}, timeout_s=60.0, knocks=True)
+    with pytest.raises(Unavailable, match="ConnectionRefusedError"):  # without a minute's wait
+        nobody.publish([(b"k", b"{}")])
 
 
 @pytest.mark.services

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
@@ -11,10 +10,12 @@ from typing import Any
 
 import polars as pl
 import pytest
-from deltalake import DeltaTable
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError
 
-from truing.tasks.errors import TruingError
+from truing.tasks.errors import DataError, TruingError, Unavailable
 from truing.tasks.tables import follow
+from truing.tasks.tables.columns import conform
 from truing.tasks.tables.kept import Kept
 from truing.tasks.tables.lake import Lake, Vault
 from truing.tasks.tables.store import Stale
@@ -79,22 +80,30 @@ def test_what_was_put_is_put_once_and_its_place_is_checked(vault: Vault) -> None
 
 
 def test_many_writers_at_once_lose_and_double_nothing(vault: Vault) -> None:
-    """Four that link, two by delta-rs where links are refused, one that merges: all on one table, each with its own handles."""
+    """Four of ours, two that know delta-rs alone, one that merges: all on one table, each with its own handles."""
     vault.append("landing", messages(0, 1))
-    failed: list[TruingError] = []
+    failed: list[Exception] = []
 
-    def refuse(*_: Any) -> int:
-        raise OSError(errno.EPERM, "no links here")
+    def theirs(frame: pl.DataFrame, app: tuple[str, int]) -> None:
+        for _ in range(50):
+            try:
+                properties = CommitProperties(app_transactions=[Transaction(*app)])
+                write_deltalake(f"{vault.root}/landing", frame, mode="append", commit_properties=properties)
+            except CommitFailedError:
+                continue
+            return
+        raise Unavailable("fifty others were first")
 
     def write(number: int) -> None:
         mine = Vault(vault.root)
-        if number >= 5:
-            mine._link = refuse  # type: ignore[method-assign]
         try:
             for n in range(12):
-                at = 1000 * number + n
-                mine.append("landing", messages(at, at + 1), app=[(f"writer {number}", n + 1)])
-        except TruingError as error:
+                at, app = 1000 * number + n, (f"writer {number}", n + 1)
+                if number >= 5:
+                    theirs(conform(messages(at, at + 1), mine.schema("landing")), app)
+                else:
+                    mine.append("landing", messages(at, at + 1), app=app)
+        except (TruingError, DeltaError, OSError) as error:
             failed.append(error)
 
     def merge() -> None:
@@ -153,19 +162,78 @@ def test_killed_between_file_and_entry_there_is_no_row(vault: Vault, monkeypatch
     assert offsets(vault) == offsets(again) == [0, 1, 2, 3]
 
 
-def test_where_there_are_no_hard_links_delta_commits(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_are_no_hard_links_that_is_said_in_one_line_and_nothing_is_left(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vault.append("landing", messages(0, 2), app=[("a", 2)])
 
     def none(*_: Any) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", none)
-    vault.append("landing", messages(2, 4), app=[("a", 4)], expect={"a": 2})
-    assert (offsets(vault), vault.transaction("landing", "a"), vault.leftovers("landing")) == ([0, 1, 2, 3], 4, [])
+    with pytest.raises(Unavailable, match=r"^[^\n]+landing: expected to write it, got [^\n]*not permitted[^\n]*$"):
+        vault.append("landing", messages(2, 4), app=[("a", 4)], expect={"a": 2})
+    assert (offsets(vault), vault.transaction("landing", "a"), vault.leftovers("landing")) == ([0, 1], 2, [])
+
+
+@pytest.mark.parametrize("error", [FileExistsError(17, "File exists"), OSError(5, "Input/output error")])
+def test_a_link_whose_answer_got_lost_is_a_commit(vault: Vault, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    """As a file system over a network may answer a repeated request."""
+    vault.append("landing", messages(0, 2), app=[("a", 2)])
+    link = os.link
+
+    def lost(*names: Path) -> None:
+        link(*names)
+        raise error
+
+    monkeypatch.setattr(os, "link", lost)
+    version = vault.append("landing", messages(2, 4), app=[("a", 4)])
+    assert version == newest(vault)[0] and offsets(vault) == [0, 1, 2, 3] and vault.leftovers("landing") == []
+
+
+def test_who_thinks_somebody_else_was_first_finds_its_own_commit(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It slept behind its commit until the log was trimmed. With or without a transaction, it writes nothing twice."""
+    vault.append("landing", messages(0, 1))
+    commit, answers = follow.Log.commit, [False, True, False]
+
+    def slept(log: follow.Log, *arguments: Any) -> bool:
+        return commit(log, *arguments) and answers.pop(0)
+
+    monkeypatch.setattr(follow.Log, "commit", slept)
+    first = vault.append("landing", messages(1, 2))
+    assert vault.append("landing", messages(2, 3)) == first + 1
+    vault.append("landing", messages(3, 4), app=[("a", 1)])
+    assert offsets(vault) == [0, 1, 2, 3] and answers == [] and vault.leftovers("landing") == []
+
+
+def test_who_is_interrupted_after_its_commit_has_not_taken_it_back(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault.append("landing", messages(0, 2), app=[("a", 2)])
+    flush, done = follow.flush, []
+
+    def interrupted(path: Path) -> None:
+        flush(path)
+        done.append(path.name)
+        if path.name == "_delta_log":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(follow, "flush", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        vault.append("landing", messages(2, 4), app=[("a", 4)])
+    monkeypatch.undo()
+    assert done[-1] == "_delta_log" and offsets(Vault(vault.root)) == [0, 1, 2, 3]
+    vault.append("landing", messages(2, 4), app=[("a", 4)])
+    assert offsets(vault) == [0, 1, 2, 3]
+
+
+def test_a_table_of_an_earlier_version_takes_no_columns_that_it_does_not_know(vault: Vault) -> None:
+    write_deltalake(f"{vault.root}/landing", messages(0, 1).select("topic", "offset"))
+    with pytest.raises(DataError, match=r"^[^\n]+landing: expected a table with \[[^\n]+$"):
+        vault.append("landing", messages(1, 2))
+    assert vault.leftovers("landing") == []
 
 
 def test_a_trimmed_log_stops_nobody(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who stands behind the oldest entry left goes on from the checkpoint: who reads, who appends, puts, asks `since`."""
+    """Who stands behind the oldest entry left goes on from the checkpoint: who reads, who appends, who asks `since`."""
     monkeypatch.setattr(follow, "CHECKPOINT", 5)
     vault.append("landing", messages(0, 1), app=[("a", 1)])
     asleep = [Vault(vault.root) for _ in range(3)]

@@ -345,20 +345,33 @@ def test_on_kafka_what_landed_goes_after_its_retention_and_what_has_not_landed_n
 
 
 @pytest.mark.services
-def test_topics_of_an_earlier_start_get_what_is_ours_by_now(on_apache: In, tmp_path: Path) -> None:
+def test_topics_of_an_earlier_start_get_what_is_ours_by_now_and_keep_what_a_person_set(on_apache: In, tmp_path: Path) -> None:
     from kafka.admin import ConfigResource, ConfigResourceType
 
     site = Site(tmp_path, on_apache, number=1)
-    topic = ConfigResource(ConfigResourceType.TOPIC, site.settings.kafka.topic)
+    name = site.settings.kafka.topic
+
+    def resource(values: dict[str, str] | None = None) -> ConfigResource:
+        return ConfigResource(ConfigResourceType.TOPIC, name, values)
+
+    def told() -> dict[str, str]:
+        found = admin.describe_configs([resource()])["topic"][name]
+        return {key: one["value"] for key, one in found.items()}
+
+    ours = broker.ours(site.settings)
+    admin = broker.administrator(site.settings)
     try:
-        admin = broker.administrator(site.settings)
-        admin.reset_configs([ConfigResource(ConfigResourceType.TOPIC, site.settings.kafka.topic, dict(broker.OURS))])
-        assert admin.describe_configs([topic])["topic"][site.settings.kafka.topic] == {}
+        assert told() == ours and ours["retention.ms"] == str(7 * 86_400_000)
+        admin.reset_configs([resource(dict(ours))])
+        assert told() == {}
+        admin.alter_configs([resource({"retention.ms": "60000"})])
         broker.ensure_topics(site.settings)
-        told = admin.describe_configs([topic])["topic"][site.settings.kafka.topic]
-        assert {name: one["value"] for name, one in told.items()} == broker.OURS
-        admin.close()
+        assert told() == {**ours, "retention.ms": "60000"}
+        file = next(site.settings.problems.glob("*/problem.toml"))
+        file.write_text('retention = "30d"\n' + file.read_text())
+        assert broker.ours(site.settings)["retention.ms"] == str(30 * 86_400_000), "longer than a week where the problem is"
     finally:
+        admin.close()
         site.close()
 
 

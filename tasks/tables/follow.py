@@ -55,9 +55,10 @@ _ACTION = msgspec.json.Decoder(_Action)
 class Log:
     """What a table holds at `version`. `files` are paths of data files, in the order in which they were added."""
 
-    def __init__(self, folder: Path, version: int, files: Iterable[str]) -> None:
+    def __init__(self, folder: Path, version: int, files: Iterable[str], columns: Iterable[str] = ()) -> None:
         self.folder = folder
         self.version = version
+        self.columns = frozenset(columns)
         self.files: dict[str, None] = dict.fromkeys(files)
         self.told: dict[str, int | None] = {}  # application → its version here; one that nobody asked for may be missing
         self._mark: tuple[int, int] | None = None
@@ -103,20 +104,27 @@ class Log:
     def commit(self, name: str, rows: int, transactions: Sequence[tuple[str, int]]) -> bool:
         """Make the next version: `rows` more in data file `name` ("" = none). False: somebody else was first, or is ahead.
 
-        The disk has data and entry before the entry has its name, so a power cut leaves no version that does not read, and the
-        name when this returns. Raises OSError when it can't be written, and then it is not: nothing after the link does.
+        The disk has data and entry before the entry has its name, so a power cut leaves no version of ours that does not read,
+        and the name when this returns. Raises OSError when it can't be written, and then it is not: nothing behind the link
+        raises. Who is interrupted, or told that somebody else was first, may have committed: `files` knows after `follow`.
         """
         entry = self._entry(self.version + 1)
         draft = entry.with_name(f"_commit_{uuid.uuid4()}.json.tmp")
         try:
             if name:
-                _flush(self.folder / name)
-                _flush(self.folder)
+                flush(self.folder / name)
+                flush(self.folder)
             self._draft(draft, name, rows, transactions)
-            _flush(draft)
-            os.link(draft, entry)
-        except FileExistsError:
-            return False
+            flush(draft)
+            try:
+                os.link(draft, entry)
+            except FileNotFoundError:  # who slept so long that the draft was swept away
+                return False
+            except OSError as error:
+                if draft.stat().st_nlink < 2:  # else it was made, and the answer to it got lost, as a network's may
+                    if isinstance(error, FileExistsError):
+                        return False
+                    raise
         finally:
             with suppress(OSError):
                 draft.unlink()
@@ -129,7 +137,7 @@ class Log:
         except OSError:  # it can't be looked at, which says nothing against the commit
             return True
         with suppress(OSError):
-            _flush(entry.parent)
+            flush(entry.parent)
         return True
 
     def _draft(self, draft: Path, name: str, rows: int, transactions: Sequence[tuple[str, int]]) -> None:
@@ -171,7 +179,29 @@ class Log:
         return entry(self.folder, version)
 
 
-def _flush(path: Path) -> None:
+def added_by(entry: Path) -> list[str]:
+    """The data files that an entry adds, below the table's folder. Raises OSError."""
+    actions = [_ACTION.decode(line) for line in entry.read_bytes().splitlines()]
+    return [unquote(one.add.path) for one in actions if one.add is not None]
+
+
+def settle(folder: Path) -> int | None:
+    """Wait until the disk has the last checkpoint of a table's log; its version, or None while there is none. delta-rs does not
+    wait. Raises OSError.
+    """
+    log = folder / "_delta_log"
+    try:
+        hint = (log / "_last_checkpoint").read_bytes()
+        last = int(msgspec.json.decode(hint)["version"])
+        flush(log / f"{last:020}.checkpoint.parquet")
+        flush(log / "_last_checkpoint")
+        flush(log)
+    except (FileNotFoundError, KeyError, ValueError, TypeError, msgspec.DecodeError):
+        return None
+    return last
+
+
+def flush(path: Path) -> None:
     """Wait until the disk has a file's bytes, or a folder's names."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -192,8 +222,8 @@ def trim(folder: Path, *, before: float) -> int:
     """
     log, gone = folder / "_delta_log", 0
     try:
-        last = int(msgspec.json.decode((log / "_last_checkpoint").read_bytes())["version"])
-        if not (log / f"{last:020}.checkpoint.parquet").exists():
+        last = settle(folder)
+        if last is None:
             return 0
         for name in sorted(os.listdir(log)):
             number, _, kind = name.partition(".")
@@ -206,6 +236,6 @@ def trim(folder: Path, *, before: float) -> int:
                 gone += 1
             elif old and kind == "json":
                 break
-    except (OSError, KeyError, ValueError, TypeError, msgspec.DecodeError):
-        return gone  # no checkpoint yet, somebody else trims, or these are not ours to delete
+    except OSError:
+        return gone  # somebody else trims, or these are not ours to delete
     return gone

@@ -8,8 +8,8 @@
 
 Tables only grow: `rows` and `holdout` hold append-only *states*, and the highest `revision` of an id wins. Each append can name
 application transactions, `(app id, version)`, that Delta commits together with the data; an append whose transactions are
-already recorded is skipped, so a crash neither loses nor doubles. A fresh Delta handle accepts a replayed transaction, hence
-every check is made on the very handle that writes, and a concurrent commit of the same application makes Delta refuse.
+already recorded is skipped, so a crash neither loses nor doubles. What is recorded is looked up at the very version that the
+commit comes next to: if somebody else commits in between, the commit is refused, and the look is repeated.
 
 What a person said stands in one column a table (`landing.data`, `rows.content`, `holdout.content`), sealed under a key of that
 person (subjects.py) from a file beside the tables. `rows`, `holdout` and `landing` give it opened; whoever scans opens it by

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import unquote
@@ -32,6 +34,7 @@ MERGED_AWAY = "interval 2 hours"
 # what is sealed does not compress, and to try takes half of a commit's time; `compact` compresses as delta-rs is wont to
 _COMPRESSION: dict[str, Literal["uncompressed"]] = dict.fromkeys(("landing", "rows", "holdout"), "uncompressed")
 _TINY = 64 << 10  # bytes of a data file that is read whole where a column of it is asked for
+_LOG_S = 30 * 86_400.0  # of a table whose log nobody trims sooner
 TRIES = 20  # commit attempts against concurrent writers; each loser re-reads and checks again
 
 
@@ -135,8 +138,8 @@ class Store:
             if not self.remote:
                 try:
                     return self._link(table, data, transactions, expect or {})
-                except (OSError, pl.exceptions.PolarsError):
-                    pass  # no hard links here, no space or no permission: delta-rs needs no links, and names what it lacks
+                except (OSError, pl.exceptions.PolarsError) as error:
+                    raise self._unavailable(table, "write", error) from None
             for _ in range(TRIES):
                 handle = self._handle(table, writing=True) or self._create(table)
                 try:
@@ -157,30 +160,41 @@ class Store:
         self, table: str, data: pl.DataFrame, transactions: Sequence[tuple[str, int]], expect: Mapping[str, int | None]
     ) -> int:
         """`append` to a local table. Call it with the lock. Raises OSError and PolarsError when nothing could be written."""
-        name = ""
+        file: Path | None = None
         try:
             for _ in range(TRIES):
                 log = self._log(table, [*(one for one, _ in transactions), *expect], writing=True)
                 if log is None:
                     self._create(table)
                     continue
+                if file is not None and str(file) in log.files:  # it was ours after all
+                    return log.version
+                if strange := sorted(set(data.columns) - log.columns):
+                    raise DataError(
+                        f"{self.root}/{table}: expected a table with {strange}, got one of an earlier version without; "
+                        "start in a new data folder, or add them by Delta's ALTER TABLE"
+                    )
                 if transactions and self._recorded(log, table, transactions, expect):
-                    return log.version
+                    break
                 if not (data.height or transactions):
-                    return log.version
-                if data.height and not name:
-                    name = f"part-{uuid.uuid4()}.parquet"
-                    data.write_parquet(log.folder / name, compression=_COMPRESSION.get(table, "zstd"), statistics=False)
-                if log.commit(name, data.height, transactions):
-                    name = ""
-                    made = log.version + 1
-                    if made % follow.CHECKPOINT == 0:
+                    break
+                if data.height and file is None:
+                    file = log.folder / f"part-{uuid.uuid4()}.parquet"
+                    data.write_parquet(file, compression=_COMPRESSION.get(table, "zstd"), statistics=False)
+                if log.commit("" if file is None else file.name, data.height, transactions):
+                    file = None
+                    if (log.version + 1) % follow.CHECKPOINT == 0:
                         self._checkpoint(table)
-                    return made
-        finally:
-            if name:  # a data file that no commit names
-                (Path(self._uri(table)) / name).unlink(missing_ok=True)
-        raise self.crowded(table)
+                    return log.version + 1
+            else:
+                raise self.crowded(table)
+        except Exception:  # not what interrupts: the commit may be made by then, and a file that none names is swept anyway
+            if file is not None:
+                file.unlink(missing_ok=True)
+            raise
+        if file is not None:
+            file.unlink(missing_ok=True)
+        return log.version
 
     def _recorded(
         self, handle: DeltaTable | Log, table: str, transactions: Sequence[tuple[str, int]], expect: Mapping[str, int | None]
@@ -234,6 +248,7 @@ class Store:
                     continue
                 try:
                     done[table] = int(handle.optimize.compact(target_size=target_bytes)["numFilesRemoved"])
+                    self._settled(table, handle)
                     if vacuum:
                         handle.vacuum(dry_run=False)
                 except CommitFailedError:
@@ -261,8 +276,11 @@ class Store:
                     return 0
                 try:
                     if updates is None:
-                        return int(handle.delete(predicate)["num_deleted_rows"] or 0)
-                    return int(handle.update(updates=dict(updates), predicate=predicate)["num_updated_rows"] or 0)
+                        changed = int(handle.delete(predicate)["num_deleted_rows"] or 0)
+                    else:
+                        changed = int(handle.update(updates=dict(updates), predicate=predicate)["num_updated_rows"] or 0)
+                    self._settled(table, handle)
+                    return changed
                 except CommitFailedError:
                     self._open.pop(table, None)
                 except (DeltaError, OSError) as error:
@@ -285,11 +303,25 @@ class Store:
             (Path(self._uri(table)) / name).unlink(missing_ok=True)
         return len(gone)
 
+    def _settled(self, table: str, handle: DeltaTable) -> None:
+        """Wait until the disk has what delta-rs wrote for the newest version: it does not wait. Raises OSError."""
+        if self.remote:
+            return
+        folder = Path(self._uri(table))
+        log = follow.entry(folder, handle.version())
+        with suppress(FileNotFoundError):  # merged, trimmed or vacuumed since
+            for name in follow.added_by(log):
+                follow.flush(folder / name)
+            for path in (folder, log, log.parent):
+                follow.flush(path)
+
     def _checkpoint(self, table: str) -> None:
         """So that who opens the table need not read its whole log. One that fails is made up for by the next."""
         try:
             if (handle := self._handle(table)) is not None:
                 handle.create_checkpoint()
+                if not self.remote:
+                    follow.trim(Path(self._uri(table)), before=time.time() - _LOG_S)
         except (DeltaError, OSError, TruingError):
             self._open.pop(table, None)
 
@@ -398,7 +430,8 @@ class Store:
             handle = self._handle(table, writing=writing)
             if handle is None:
                 return None
-            log = Log(Path(self._uri(table)), int(handle.version()), self._files(handle))
+            columns = [field.name for field in handle.schema().fields]
+            log = Log(Path(self._uri(table)), int(handle.version()), self._files(handle), columns)
             log.follow()
             self._logs[table] = log
         unknown = [app for app in apps if app not in log.told]
@@ -407,7 +440,7 @@ class Store:
             if handle is None:
                 return None
             if not log.follow(int(handle.version())) or log.version != handle.version():
-                log = self._logs[table] = Log(log.folder, int(handle.version()), self._files(handle))
+                log = self._logs[table] = Log(log.folder, int(handle.version()), self._files(handle), log.columns)
                 unknown = list(apps)
             log.told.update({app: handle.transaction_version(app) for app in unknown})
         return log
