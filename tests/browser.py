@@ -7,7 +7,6 @@ import base64
 import itertools
 import json
 import shutil
-import socket
 import subprocess
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = (
@@ -90,9 +90,7 @@ class Page:
 @contextmanager
 def browser(folder: Path, *, size: str = "1400,1000") -> Iterator[int]:
     """A running browser with an empty profile below `folder`; its DevTools port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     command = [str(BROWSER), *QUIET, f"--remote-debugging-port={port}", f"--user-data-dir={folder / 'profile'}",
                f"--window-size={size}", "about:blank"]  # fmt: skip
     with (folder / "browser.log").open("wb") as log:

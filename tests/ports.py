@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
-import socket
+import random
 from typing import Any
+
+from truing.infra.processes import taken
+
+# Below those that Linux gives outgoing connections (from 32,768): one of them could hold a server's port while it restarts.
+RANGE = range(12_000, 32_000)
+_given: set[int] = set()
 
 
 def free_ports(n: int) -> list[int]:
-    """Ports that nobody listens on now; all are held until the last is found, so they differ."""
-    held = [socket.socket() for _ in range(n)]
-    try:
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in held]
-    finally:
-        for one in held:
-            one.close()
+    """Ports that nobody listens on now, and that this process has not given out before."""
+    found: list[int] = []
+    while len(found) < n:
+        port = random.SystemRandom().choice(RANGE)
+        if port not in _given and taken("127.0.0.1", port) is None:
+            _given.add(port)
+            found.append(port)
+    return found
 
 
 def free_port() -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,11 +21,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from truing.flows.demo.adult import read_adult
 from truing.flows.demo.world import Case, Scenario, World
 from truing.flows.demo.world import Word as Said
-from truing.infra.apache import controller_port
 from truing.infra.catalog import chosen
 from truing.infra.client import Answer, Client, Word, correction, rating
 from truing.infra.control import request
 from truing.infra.keys import keyring
+from truing.infra.ports import moved
 from truing.infra.settings import Settings
 from truing.infra.stack import Stack
 from truing.infra.status import prefect_call
@@ -414,46 +413,9 @@ def summary(demo: Demo) -> None:
 # --- one run ------------------------------------------------------------------------------------------------------------------
 
 
-def with_free_ports(settings: Settings) -> Settings:
-    """The settings as they are where their ports are free, else with any free ones: a demo need not wait for another stack."""
-    wanted = [settings.ports.gateway, settings.ports.registry, settings.ports.prefect]
-    ours = settings.kafka.broker != "external"
-    if ours:
-        wanted.append(int(settings.kafka.bootstrap.rpartition(":")[2]))
-    if settings.kafka.broker == "kafka":
-        wanted.append(controller_port(settings))
-    if all(free(settings.host, port) for port in wanted):
-        return settings
-    found = free_ports(settings.host, len(wanted))
-    ports = settings.ports.model_copy(update={"gateway": found[0], "registry": found[1], "prefect": found[2]})
-    moved = {"bootstrap": f"{settings.host}:{found[3]}", "controller": found[-1]} if ours else {}
-    return settings.model_copy(update={"ports": ports, "kafka": settings.kafka.model_copy(update=moved)})
-
-
 def near(path: Path) -> Path:
     """The path as a person standing here would write it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def free_ports(host: str, count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind((host, 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def emptied(settings: Settings) -> None:
@@ -488,7 +450,7 @@ def play(given: argparse.Namespace, settings: Settings) -> int:
     tell = Teller()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stack goes down with the demo
     emptied(settings)
-    settings = with_free_ports(settings)
+    settings = moved(settings)  # a demo need not wait for another stack
     stack = Stack(settings)
     tell.console.print(f"[bold]Truing[/bold] · census income, 48,842 people · everything lies in {near(settings.data)}")
     tell.head("The stack")
