@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings as drawn
 from ports import broker, free_ports
 
 from truing.infra import settings as settings_module
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 settings_module.quiet()
+drawn.register_profile("suite", deadline=None, derandomize=True)  # the same cases on every machine, however slow
+drawn.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

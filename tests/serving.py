@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 import httpx
 import msgspec
 import numpy as np
-from ports import free_port
+from ports import free_ports
+from waiting import until
 
 from truing.infra.broker import command, connection, ensure_topics
 from truing.infra.gateway.cache import Cache, State
@@ -44,20 +45,14 @@ ROOT = Path(__file__).resolve().parent.parent
 Rows = list[dict[str, Any]]
 
 
-def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
 def settings_of(data: Path, poll_s: float = 0.05) -> Settings:
     """Settings of a gateway of its own, on free ports."""
+    kafka, gateway, registry, prefect = free_ports(4)
     return load(
         data=data,
         problems=ROOT / "problems",
-        kafka={"bootstrap": f"127.0.0.1:{free_port()}", "broker": "embedded"},
-        ports={"gateway": free_port(), "registry": free_port(), "prefect": free_port()},
+        kafka={"bootstrap": f"127.0.0.1:{kafka}", "broker": "embedded"},
+        ports={"gateway": gateway, "registry": registry, "prefect": prefect},
         gateway={"poll_s": poll_s},
     )
 

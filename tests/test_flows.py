@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from waiting import until
 
 from truing.flows.cli.runs import run_now
 from truing.flows.serve import deployments
 from truing.infra.stack import Stack
 from truing.infra.status import prefect_call
 from truing.tasks.problem import Problem, seconds
-
-
-def until(found: Callable[[], Any], seconds: float = 60.0) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := found():
-            return value
-        time.sleep(0.2)
-    return found()
 
 
 def runs(stack: Stack, flow: str, *states: str) -> list[dict[str, Any]]:

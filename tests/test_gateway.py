@@ -355,7 +355,7 @@ def test_no_answer_fails_while_releases_change_and_each_is_of_one_release(
 @pytest.mark.services
 def test_a_release_that_expires_while_it_is_served_answers_no_more(served: Stack, adult: Rows, models: list[Model]) -> None:
     sequence = served.told()["sequence"] + 1
-    expires = time.time() + 1.0
+    expires = time.time() + 4.0
     served.release(models[0], sequence, expires=expires)
     until(lambda: time.time() > expires)
     answer = served.ask(adult[:1])

@@ -152,7 +152,7 @@ def test_a_registry_that_is_told_to_end_answers_who_waits_and_ends(world: World)
     waiting = threading.Thread(target=lambda: told.append(world.steward.rest.changes(since=word, wait_s=28)))
     waiting.start()
     world.steward.versions("none")
-    threading.Event().wait(0.5)
+    threading.Event().wait(3.0)  # it is held open by then, also where the machine is slow
     world.server.stop()  # raises after 20 s
     waiting.join(20)
     assert told == [word]

@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from waiting import until
 
 from truing.flows.errands import STALE_S, Trigger, decide
 from truing.flows.keeper import Busy, Keeper, drain
@@ -121,14 +122,6 @@ def site(tmp_path: Path, on_each_broker: Callable[..., Settings], problem: Probl
         yield one
     finally:
         one.close()
-
-
-def until(true: Callable[[], Any], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            raise TimeoutError("expected it to come true")
-        time.sleep(0.02)
 
 
 # --- one row a message --------------------------------------------------------------------------------------------------------

@@ -174,13 +174,13 @@ def test_compaction_keeps_rows_positions_and_transactions(vault: Vault) -> None:
 
 
 def test_what_was_merged_away_is_deleted_once_no_reader_can_need_it(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("truing.tasks.tables.store.MERGED_AWAY", "interval 1 seconds")
+    monkeypatch.setattr("truing.tasks.tables.store.MERGED_AWAY", "interval 3 seconds")
     for n in range(12):
         vault.append("landing", messages(n, n + 1))
     vault.compact(above=10)
     folder = Path(vault.root) / "landing"
     assert len(list(folder.glob("*.parquet"))) == 13, "a reader in mid-scan finds what it began with"
-    time.sleep(1.1)
+    time.sleep(3.1)
     for n in range(12, 24):
         vault.append("landing", messages(n, n + 1))
     vault.compact(above=10)

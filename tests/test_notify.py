@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import until
 
 from truing.infra import announced, notify
 from truing.infra.control import SAYS
@@ -68,13 +69,6 @@ def hook() -> Iterator[Hook]:
         yield one
     finally:
         one.close()
-
-
-def until(true: Callable[[], bool], patience_s: float = 20.0) -> bool:
-    end = time.monotonic() + patience_s
-    while not true() and time.monotonic() < end:
-        time.sleep(0.02)
-    return true()
 
 
 @pytest.fixture

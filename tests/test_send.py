@@ -370,7 +370,7 @@ def test_a_broker_that_is_killed_on_the_way_gets_all_of_the_file(
     """The embedded one forgets what it acknowledged in its last second; a file is then sent once more, by itself."""
     file = write(tmp_path / "rows.jsonl", [row(problem, id=f"w-{n}") for n in range(300)])
     with running_broker(settings) as first:
-        process = sending(settings, file, "--source", "history", "--rate", "300")
+        process = sending(settings, file, "--source", "history", "--rate", "50")
         until(lambda: len(topic(settings, problem)) >= 50, 30)
         first.kill()
         first.wait()

@@ -7,13 +7,12 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+from waiting import until, well
 
 from truing.infra.heartbeat import beat, last_beat
 from truing.infra.keys import Keyring
@@ -27,15 +26,6 @@ from truing.infra.stack import Stack
 from truing.tasks.errors import ProblemError, Unavailable
 
 In = Callable[..., Settings]
-
-
-def until(true: Callable[[], Any], seconds: float = 20.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if true():
-            return True
-        time.sleep(0.05)
-    return bool(true())
 
 
 # --- what can be wrong beforehand: one line, nothing written ------------------------------------------------------------------
@@ -235,7 +225,8 @@ def test_kills_are_survived_and_down_leaves_nothing(tmp_path: Path, settings_in:
         first = stack.states()["broker"]["pid"]
         psutil.Process(first).kill()
         assert until(lambda: stack.states()["broker"]["pid"] not in (0, first))
-        assert stack.up() is False and all(stack.healthy(part, stack.states()[part.name]) for part in stack.parts)
+        assert stack.up() is False
+        assert until(lambda: all(stack.healthy(part, stack.states()[part.name]) for part in stack.parts))
 
         supervisor = int((settings.data / "run" / "supervisor.pid").read_text())
         before = {state["pid"] for state in stack.states().values()}
@@ -275,10 +266,7 @@ def test_a_part_that_can_not_stay_up_ends_up_with_its_last_words(tmp_path: Path,
 
 @pytest.mark.services
 def test_the_whole_stack_is_healthy(stack: Stack) -> None:
-    from truing.infra.status import status
-
-    found = status(stack.settings)
-    assert found["healthy"], found
+    found = until(lambda: well(stack.settings))
     assert {part["part"] for part in found["parts"]} == {
         "broker",
         "registry",
@@ -288,6 +276,6 @@ def test_the_whole_stack_is_healthy(stack: Stack) -> None:
         "steward",
         "gateway",
     }
-    assert found["notes"] == [] and found["lag"]["behind"] == 0
+    assert found["lag"]["behind"] == 0
     assert {run["run"] for run in found["runs"]} >= {"curate/adult", "improve/adult", "monitor/adult", "ingest/all"}
     assert "locks not separated" in found["locks"]

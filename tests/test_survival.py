@@ -13,10 +13,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+from waiting import until
 
 from truing.infra.heartbeat import age, beat, last_beat
 from truing.infra.interrupts import deferred, raised
@@ -29,15 +29,6 @@ from truing.tasks.errors import Unavailable
 
 In = Callable[..., Settings]
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def until(true: Callable[[], Any], seconds: float = 60.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if true():
-            return True
-        time.sleep(0.05)
-    return bool(true())
 
 
 def verb(settings: Settings, *words: str) -> subprocess.Popen[str]:
@@ -233,14 +224,28 @@ def test_after_a_power_cut_stale_files_name_nobody(small: Stack) -> None:
 
 @pytest.mark.services
 def test_a_supervisor_that_hangs_is_ended_with_its_parts(small: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("truing.infra.supervisor.ANSWER_S", 1.0)
     small.up()
+    monkeypatch.setattr("truing.infra.supervisor.ANSWER_S", 1.0)
     psutil.Process(int((small.settings.data / "run" / "supervisor.pid").read_text())).suspend()
     assert small.down() is True
     nothing_left(small.settings)
 
 
 # --- logs ---------------------------------------------------------------------------------------------------------------------
+
+
+def settled(logs: Path) -> bool:
+    """Three files, and half a second later the same three of the same size: rotating gives them other names and sizes."""
+
+    def sizes() -> dict[str, int]:
+        try:
+            return {path.name: path.stat().st_size for path in logs.glob("gateway.log*")}
+        except OSError:  # renamed between the listing and the look
+            return {}
+
+    before = sizes()
+    time.sleep(0.5)
+    return len(before) == 3 and sizes() == before
 
 
 @pytest.mark.services
@@ -252,9 +257,9 @@ def test_logs_are_rotated_and_the_supervisors_too(small: Stack) -> None:
     try:
         small.healthy = lambda part, state: state.get("statename") == "RUNNING"  # type: ignore[method-assign]
         small.up()
-        assert until(lambda: len(list(logs.glob("gateway.log*"))) == 3)
-        assert until(lambda: all(path.stat().st_size < 12_000_000 for path in logs.glob("gateway.log*")))
+        assert until(lambda: settled(logs)), "the writer is done"
         assert len(list(logs.glob("gateway.log*"))) == 3
+        assert all(path.stat().st_size < 12_000_000 for path in logs.glob("gateway.log*"))
     finally:
         small.down()
     text = small.settings.data.joinpath("logs", "supervisor.log").stat()

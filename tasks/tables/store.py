@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -321,7 +320,9 @@ class Store:
             if (handle := self._handle(table)) is not None:
                 handle.create_checkpoint()
                 if not self.remote:
-                    follow.trim(Path(self._uri(table)), before=time.time() - _LOG_S)
+                    folder = Path(self._uri(table))
+                    now = follow.entry(folder, int(handle.version())).stat().st_mtime  # the file system's clock
+                    follow.trim(folder, before=now - _LOG_S)
         except (DeltaError, OSError, TruingError):
             self._open.pop(table, None)
 
