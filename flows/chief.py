@@ -111,7 +111,8 @@ class Chief:
         """Rows follow events at most every `join_every_s`, and once more after the last of them."""
         if not self.wait():
             return
-        vault, lake = Vault(self.settings.vault), Lake(self.settings.lake)
+        sync = self.settings.ingest.sync
+        vault, lake = Vault(self.settings.vault, sync=sync), Lake(self.settings.lake, sync=sync)
         tended = 0.0
         self.changed.set()  # what was landed before and not joined
         # What others land is seen by looking; what this one lands is told.

@@ -79,7 +79,7 @@ class Landing:
         self._aged: dict[str, int] = {}  # by application, what had landed when `trim` was called last
         self._trimmed: dict[str, int] = {}
         self.refresh_checks()
-        self.vault = Vault(settings.vault)  # of intake alone: every loop has handles of its own
+        self.vault = Vault(settings.vault, sync=settings.ingest.sync)  # of intake alone: every loop has handles of its own
         self._resume()
 
     def _resume(self) -> None:

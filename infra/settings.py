@@ -111,6 +111,7 @@ class Ingest(_Part):
     batch: int = Field(10_000, ge=1, description="most messages in one commit")
     linger_ms: int = Field(100, ge=0, description="how long a commit waits for more messages when the topic is quiet")
     batches: bool = Field(True, description="read a fetch as one buffer; false: record by record, slower, the same rows")
+    sync: bool = Field(True, description="a commit waits until the disk has it (fsync): tables open after a power cut")
     join_every_s: float = Field(0.15, gt=0, description="seconds between joins of landed events into rows")
     segment_s: float = Field(3600.0, gt=0, description="length of one ingest run in Prefect")
     forget_after_s: float = Field(

@@ -196,8 +196,8 @@ def test_who_thinks_somebody_else_was_first_finds_its_own_commit(vault: Vault, m
     vault.append("landing", messages(0, 1))
     commit, answers = follow.Log.commit, [False, True, False]
 
-    def slept(log: follow.Log, *arguments: Any) -> bool:
-        return commit(log, *arguments) and answers.pop(0)
+    def slept(log: follow.Log, *arguments: Any, **more: Any) -> bool:
+        return commit(log, *arguments, **more) and answers.pop(0)
 
     monkeypatch.setattr(follow.Log, "commit", slept)
     first = vault.append("landing", messages(1, 2))
@@ -360,3 +360,6 @@ def test_the_disk_has_data_and_entry_before_the_entry_has_its_name(vault: Vault,
         ("flush", data), ("flush", "landing"), ("flush", draft), ("link", f"{version:020}.json"), ("flush", "_delta_log")
     ]  # fmt: skip
     assert draft.startswith("_commit_")
+    done.clear()
+    Vault(vault.root, sync=False).append("landing", messages(3, 4))
+    assert [what for what, _ in done] == ["link"]

@@ -101,21 +101,23 @@ class Log:
         found = [file for step in steps for file in step.added]
         return found if all(file in self.files or os.path.exists(file) for file in found) else None
 
-    def commit(self, name: str, rows: int, transactions: Sequence[tuple[str, int]]) -> bool:
+    def commit(self, name: str, rows: int, transactions: Sequence[tuple[str, int]], *, sync: bool = True) -> bool:
         """Make the next version: `rows` more in data file `name` ("" = none). False: somebody else was first, or is ahead.
 
-        The disk has data and entry before the entry has its name, so a power cut leaves no version of ours that does not read,
-        and the name when this returns. Raises OSError when it can't be written, and then it is not: nothing behind the link
-        raises. Who is interrupted, or told that somebody else was first, may have committed: `files` knows after `follow`.
+        With `sync` the disk has data and entry before the entry has its name, so a power cut leaves no version of ours that
+        does not read, and the name when this returns. Raises OSError when it can't be written, and then it is not: nothing
+        behind the link raises. Who is interrupted, or told that somebody else was first, may have committed: `files` knows
+        after `follow`.
         """
         entry = self._entry(self.version + 1)
         draft = entry.with_name(f"_commit_{uuid.uuid4()}.json.tmp")
         try:
-            if name:
+            if name and sync:
                 flush(self.folder / name)
                 flush(self.folder)
             self._draft(draft, name, rows, transactions)
-            flush(draft)
+            if sync:
+                flush(draft)
             try:
                 os.link(draft, entry)
             except FileNotFoundError:  # who slept so long that the draft was swept away
@@ -136,8 +138,9 @@ class Log:
             return False
         except OSError:  # it can't be looked at, which says nothing against the commit
             return True
-        with suppress(OSError):
-            flush(entry.parent)
+        if sync:
+            with suppress(OSError):
+                flush(entry.parent)
         return True
 
     def _draft(self, draft: Path, name: str, rows: int, transactions: Sequence[tuple[str, int]]) -> None:

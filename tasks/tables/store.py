@@ -50,13 +50,18 @@ class Store:
     tables: ClassVar[Mapping[str, Mapping[str, type_]]] = {}  # schemas of the known tables; any other holds records
     families: ClassVar[tuple[str, ...]] = ()  # of keys in the file beside the tables
 
-    def __init__(self, root: str | Path, *, storage_options: Mapping[str, str] | None = None, keys: Path | None = None) -> None:
-        """`keys` is the file of keys; without, it lies in the root, where that is a folder."""
+    def __init__(
+        self, root: str | Path, *, storage_options: Mapping[str, str] | None = None, keys: Path | None = None, sync: bool = True
+    ) -> None:
+        """`keys` is the file of keys; without, it lies in the root, where that is a folder. Without `sync` an append does not
+        wait for the disk: after a power cut a table may not open.
+        """
         self.remote = "://" in str(root)
         self.root = str(root).rstrip("/") if self.remote else str(Path(root).absolute())
         if not self.remote and set("[]%") & set(self.root):  # delta-rs reads these as parts of a URL, or dies on them
             raise DataError(f"expected a folder without [, ] or % in its path, got {self.root}; move or rename it")
         self._options = dict(storage_options or {})
+        self._sync = sync
         self._keys_at = keys if keys is not None or self.remote else Path(self.root) / FILE
         self._keys: Subjects | None = None
         self._open: dict[str, DeltaTable] = {}
@@ -180,7 +185,7 @@ class Store:
                 if data.height and file is None:
                     file = log.folder / f"part-{uuid.uuid4()}.parquet"
                     data.write_parquet(file, compression=_COMPRESSION.get(table, "zstd"), statistics=False)
-                if log.commit("" if file is None else file.name, data.height, transactions):
+                if log.commit("" if file is None else file.name, data.height, transactions, sync=self._sync):
                     file = None
                     if (log.version + 1) % follow.CHECKPOINT == 0:
                         self._checkpoint(table)

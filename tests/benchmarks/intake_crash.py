@@ -206,8 +206,11 @@ class Room:
         port, controller = free_ports(2)
         kafka = {"broker": kind, "bootstrap": f"127.0.0.1:{port}", "trim": True, "partitions": PARTITIONS}
         kafka |= {"controller": controller} if kind == "kafka" else {}
+        problems = write_problem(folder / "problems")
+        file = problems / "loan" / "problem.toml"
+        file.write_text('retention = "1s"\n' + file.read_text())  # so that Kafka's topic is trimmed every few seconds too
         self.settings = load(
-            data=folder / "data", problems=write_problem(folder / "problems"), kafka=kafka,
+            data=folder / "data", problems=problems, kafka=kafka,
             ingest={"keepers": KEEPERS, "join_every_s": 0.25},
         )  # fmt: skip
         keyring(self.settings).create(["loan.loans"])

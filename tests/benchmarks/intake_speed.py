@@ -39,10 +39,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import intake_traffic as traffic
 from harness import Measured, main, say
+from ports import free_ports
 
 from truing.infra import broker
 from truing.infra import settings as settings_module
@@ -294,17 +296,13 @@ def result(running: subprocess.Popen[bytes]) -> dict[str, Any]:
 @contextmanager
 def kafka(folder: Path) -> Iterator[Settings]:
     """A broker of our own, empty, ended with the block. Raises TruingError where there is none to start."""
-    import socket
-
     from truing.infra import apache
 
-    ports = []
-    for _ in range(2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-    given = {"broker": "kafka", "bootstrap": f"127.0.0.1:{ports[0]}", "controller": ports[1]}
-    settings = settings_module.load(data=folder / "kafka", problems=traffic.write_problem(folder / "problems"), kafka=given)
+    port, controller = free_ports(2)
+    settings = settings_module.load(
+        data=folder / "kafka", problems=traffic.write_problem(folder / "problems"), ingest={"sync": False},
+        kafka={"broker": "kafka", "bootstrap": f"127.0.0.1:{port}", "controller": controller},
+    )  # fmt: skip
     apache.check(settings)
     settings.data.mkdir(parents=True)
     Keyring(settings.keys).create(["loan.loans"])
@@ -414,6 +412,11 @@ def compared(settings: Settings, arguments: argparse.Namespace, events: int, run
         rates = [events / one[n]["wall"] for one in (polled, landed)]
         say(f"stock {rates[0]:,.0f}/s, intake {rates[1]:,.0f}/s; load {os.getloadavg()[0]:.1f}")
         shutil.rmtree(own.data)
+    own = afresh(settings, "synced")
+    ingest = own.ingest.model_copy(update={"sync": True})
+    synced = result(stage(own.model_copy(update={"ingest": ingest}), "intake"))
+    broken += wrong(own, sent, where="one keeper that waits for the disk")
+    shutil.rmtree(own.data)
     own = afresh(settings, "two")
     both = [result(one) for one in [stage(own, "intake", "0", "2"), stage(own, "intake", "1", "2")]]
     broken += wrong(own, sent, where="two keepers")
@@ -430,6 +433,7 @@ def compared(settings: Settings, arguments: argparse.Namespace, events: int, run
     figures: dict[str, Any] = {
         "share_of_poll": poll / ours,
         "share_with_windows": poll / seconds,
+        "share_with_fsync": poll / synced["wall"],
         "two_process_cpu_ratio": sum(one["cpu"] for one in both) / our_cpu,
         "rss_mb": max(one["rss_mb"] for one in (*landed, *both)),
         "events_per_s": events / ours,
