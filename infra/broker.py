@@ -130,8 +130,8 @@ def ensure_topics(settings: Settings, seconds: float = 20.0) -> None:
     """Make the topics of events and of control messages unless they are there. Control has one partition: its order counts.
 
     On Apache Kafka they have the broker's time on each record; on the one that we start also a retention of 7 days or
-    the problems' if longer, for what nobody has landed: what has landed goes after theirs (`Landing.trim`). What a person set
-    otherwise stays.
+    the problems' if longer, for what nobody has landed: what has landed is given up after theirs (`Landing.trim`). What a
+    person set otherwise stays.
 
     Raises Unavailable when the broker does not answer within `seconds` or refuses.
     """

@@ -8,8 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from truing.tasks.errors import Unavailable
+from truing.tasks.flush import flush
 
-_flush = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+_flush_data = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 class Disk:
@@ -75,9 +76,9 @@ class Disk:
             for each in leaving:
                 os.fsync(each)
             if handle >= 0 and handle not in leaving:
-                _flush(handle)
+                _flush_data(handle)
             if handle != self._named:
-                self._sync_folder()
+                flush(self._folder)
                 self._named = handle
             failed = False
         except OSError as error:
@@ -94,10 +95,3 @@ class Disk:
                 self.fsyncs += 1
                 self._busy = False
                 self._guard.notify_all()
-
-    def _sync_folder(self) -> None:
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

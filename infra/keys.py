@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from truing.tasks.errors import Unavailable
+from truing.tasks.flush import flush
 from truing.tasks.records import Record
 from truing.tasks.seal import Keys, digest_bytes, new_key, public_key
 
@@ -304,8 +305,4 @@ def _replace(path: Path, data: bytes) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)  # on the disk before the next: a key must not outlive its public half
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    flush(path.parent)  # on the disk before the next: a key must not outlive its public half

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     {"records", "errors"},
-    {"contract", "problem", "policy", "plugins", "seal"},
+    {"contract", "flush", "problem", "policy", "plugins", "seal"},
     {"statistics"},
     {"kinds"},
     {"tables"},

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from truing.tasks.errors import Unavailable
+from truing.tasks.flush import flush
 from truing.tasks.records import Record
 
 
@@ -55,7 +56,7 @@ class Cache:
         try:
             if not self.folder.exists():
                 self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                _sync(self.folder.parent)
+                flush(self.folder.parent)
             if files is not None:
                 _replace(self.folder / f"{state.payload}.msgpack", msgspec.msgpack.encode(files))
             before = self.state()
@@ -81,12 +82,4 @@ def _replace(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush(path.parent)

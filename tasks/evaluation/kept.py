@@ -34,6 +34,7 @@ from truing.tasks.evaluation.answers import MODELS, Answers, Facts
 from truing.tasks.evaluation.comparison import assess
 from truing.tasks.evaluation.gate import judge
 from truing.tasks.evaluation.scores import Scores
+from truing.tasks.flush import flush
 from truing.tasks.policy import Policy
 from truing.tasks.problem import Problem
 from truing.tasks.records import Evaluation, Record, Verdict
@@ -159,10 +160,8 @@ def store(folder: Path, files: Mapping[str, bytes], evaluation: Evaluation) -> N
                 file.flush()
                 os.fsync(file.fileno())
         begun.rename(folder)
-        for place in (folder, folder.parent):
-            handle = os.open(place, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
+        flush(folder)
+        flush(folder.parent)
     except OSError as error:
         shutil.rmtree(begun, ignore_errors=True)
         raise Unavailable(f"{folder}: expected to keep the evidence, got {error.strerror}; check the space left") from None

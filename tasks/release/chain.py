@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from truing.tasks.errors import Unavailable
+from truing.tasks.flush import flush
 from truing.tasks.release.audit import Broken, Entry, Line, Mark, follow, seal_line
 
 
@@ -92,11 +93,7 @@ def _claim(path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        flush(path.parent)
     except OSError as error:
         raise Unavailable(f"expected a writable file {path}, got: {error.strerror}; mend the folder") from None
     try:

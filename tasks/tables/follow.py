@@ -21,6 +21,8 @@ from urllib.parse import unquote
 
 import msgspec
 
+from truing.tasks.flush import flush
+
 REMEMBERED = 1_000  # commits: who asks for what was added since an older one is answered by delta-rs
 CHECKPOINT = 100  # commits between two checkpoints, as Delta is wont to
 
@@ -202,15 +204,6 @@ def settle(folder: Path) -> int | None:
     except (FileNotFoundError, KeyError, ValueError, TypeError, msgspec.DecodeError):
         return None
     return last
-
-
-def flush(path: Path) -> None:
-    """Wait until the disk has a file's bytes, or a folder's names."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def entry(folder: Path, version: int) -> Path:

@@ -20,6 +20,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from truing.tasks.errors import DataError, TruingError, Unavailable
+from truing.tasks.flush import flush
 from truing.tasks.tables import follow
 from truing.tasks.tables.columns import PERSONAL, RECORD_TABLES, RECORDS, conform, type_
 from truing.tasks.tables.follow import Log
@@ -315,9 +316,9 @@ class Store:
         log = follow.entry(folder, handle.version())
         with suppress(FileNotFoundError):  # merged, trimmed or vacuumed since
             for name in follow.added_by(log):
-                follow.flush(folder / name)
+                flush(folder / name)
             for path in (folder, log, log.parent):
-                follow.flush(path)
+                flush(path)
 
     def _checkpoint(self, table: str) -> None:
         """So that who opens the table need not read its whole log. One that fails is made up for by the next."""
