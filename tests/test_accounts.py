@@ -270,7 +270,7 @@ def test_the_whole_story_works_between_accounts(house: House, adult: list[dict[s
     version = until("a candidate", lambda: next(iter(trainer.versions(NAME)), None)).version
     until("the policy to be proposed", lambda: approver.model(NAME).tags.get("policy.proposed"))
     approver.accept_policy(NAME, policy.digest)
-    until("a verdict", lambda: trainer.version(NAME, version).outcome)
+    until("a verdict", lambda: trainer.version(NAME, version).verdict)
     approver.approve(NAME, version, "the first release between accounts")
     until("it to serve", lambda: house.served()["version"] == version)
     with Client.of(settings, NAME) as client:
@@ -419,7 +419,7 @@ def test_passwords_and_keys_rotate_while_everything_runs(house: House) -> None:
             Registry(settings.registry_url, "trainer", "a wrong one").model(name)
 
         version = trainer.register(name, *stretched(trainer.payload(name, "1"), first.candidate))
-        until("its verdict", lambda: trainer.version(name, version).outcome)
+        until("its verdict", lambda: trainer.version(name, version).verdict)
         approver.approve(name, version, "the same model, a hair apart")
         until("it to serve", lambda: house.served()["version"] == version)
     assert {who: one.failed for who, one in told.items()} == {who: [] for who in told}

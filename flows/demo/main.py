@@ -190,7 +190,7 @@ class Demo:
         return min(starts).timestamp() - asked if starts else None
 
     def verdict(self, version: str) -> str:
-        until(f"a verdict on v{version}", lambda: self.trainer.version(self.name, version).outcome)
+        until(f"a verdict on v{version}", lambda: self.trainer.version(self.name, version).verdict)  # the envelope goes last
         judged = steadily(lambda: self.trainer.version(self.name, version))
         style = {"pass": "green", "block": "red"}.get(judged.outcome or "", "yellow")
         self.tell.say(f"verdict: [bold]{judged.outcome}[/bold]: {judged.tags.get('verdict.reason', '')}", style)
