@@ -15,9 +15,13 @@ import pytest
 from test_schema import DATA, INPUTS, NOW, SALT, WIRE, altered, key_of
 
 from truing.tasks.contract import TIME
-from truing.tasks.events.glance import Glance, Seen
+from truing.tasks.events import glance, intake
+from truing.tasks.events.batches import Block
+from truing.tasks.events.glance import Glance
 from truing.tasks.events.intake import Batch, Recent, land
+from truing.tasks.events.lanes import Seen
 from truing.tasks.events.schema import Proofs, Reason, encode_event, rfc3339, token
+from truing.tasks.events.stencil import Sheet, cut
 from truing.tasks.events.stream import Chunk
 from truing.tasks.events.times import unix_times
 from truing.tasks.problem import Input, Problem, Redaction, Source
@@ -56,8 +60,21 @@ def proofs(problems: list[Problem]) -> Proofs:
 class Law(Glance):
     """The same door without a glance: every message goes singly."""
 
-    def look(self, values: Sequence[bytes | None], now: float) -> Seen:
-        return super().look([None] * len(values), now)
+    def look(self, block: Block, now: float) -> list[Seen]:
+        return []
+
+
+def passed(one: Glance, values: Sequence[bytes | None], *, times: int = 1) -> list[int]:
+    """Which of the values pass at a glance; at the second by stencils of the first."""
+    block = Block.of([*enumerate(values)])
+    for _ in range(times):
+        found = sorted(at for seen in one.look(block, NOW) for at in seen.at.tolist())
+    return found
+
+
+@pytest.fixture(autouse=True)
+def none_are_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(glance, "FEW", 1)
 
 
 def door(kind: type[Glance], proofs: Proofs, problems: list[Problem]) -> Glance:
@@ -146,7 +163,12 @@ def rows(batch: Batch) -> list[tuple[Any, ...]]:
     return text.sort("offset").rows()
 
 
-def test_blocks_and_single_messages_become_the_same_rows(proofs: Proofs, problems: list[Problem]) -> None:
+@pytest.mark.parametrize(("few", "size"), [(1, 300), (8, 1_000), (8, 10_000)])
+def test_blocks_and_single_messages_become_the_same_rows(
+    proofs: Proofs, problems: list[Problem], few: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(glance, "FEW", few)
+    monkeypatch.setattr(intake, "BLOCK", size)
     values = traffic(1, 6_000)
     made = []
     for kind in (Glance, Law):
@@ -174,13 +196,15 @@ def test_nearly_all_good_messages_pass_at_a_glance(proofs: Proofs, problems: lis
             if kind == "prediction" and given["problem"] == "odd":
                 given["data"]["inputs"]["note"] = "nothing in it"
             values.append(encode_event(kind, **given)[1])
-    assert door(Glance, proofs, problems).look(values, NOW).at == list(range(len(values)))
+    one = door(Glance, proofs, problems)
+    assert passed(one, values) == passed(one, values) == list(range(len(values)))
+    assert sum(way.hits for way in one._known.ways) == len(values)  # the second time by stencils alone
 
 
 def test_an_old_event_is_left_to_the_law(proofs: Proofs, problems: list[Problem]) -> None:
     value = encode_event("outcome", **good(random.Random(3), "outcome") | {"time": NOW - 900 * 86_400})[1]
     one = door(Glance, proofs, problems)
-    assert one.look([value], NOW).at == [] and one.single(value, NOW).reason == Reason.OLD
+    assert passed(one, [value]) == [] and one.single(value, NOW).reason == Reason.OLD
 
 
 def test_what_is_redacted_lands_redacted_also_in_a_block(proofs: Proofs, problems: list[Problem]) -> None:
@@ -198,25 +222,94 @@ def test_new_row_checks_count_from_the_next_block_on(proofs: Proofs, problems: l
         "prediction", problem="adult", source="all", source_key=key_of("all"), data={"inputs": ROW}, time=NOW, prediction_id="p"
     )[1]
     one = door(Glance, proofs, problems)
-    assert one.look([value], NOW).at == [0]
+    assert passed(one, [value], times=2) == [0]
     suite = {"name": "adult", "expectations": [checks.expectation(checks.BETWEEN, column="age", min_value=50)], "meta": {}}
     one.refresh("adult", suite, checks.compile(suite, problems[0]))
-    assert one.look([value], NOW).at == [] and one.single(value, NOW).reason == Reason.INPUTS
+    assert passed(one, [value]) == [] and one.single(value, NOW).reason == Reason.INPUTS
 
 
-def test_senders_without_number_do_not_fill_the_memory(
-    proofs: Proofs, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A person's `source` is unproven: anybody may call himself anything."""
-    monkeypatch.setattr("truing.tasks.events.glance.LANES", 50)
+def test_senders_and_ways_of_writing_without_number_do_not_fill_the_memory(proofs: Proofs, problems: list[Problem]) -> None:
+    """A person's `source` is unproven: anybody may call himself anything, and put spaces where he likes."""
     one = door(Glance, proofs, problems)
     proof = token(WIRE, "adult", "p1", NOW + 60)
     for n in range(300):
         value = encode_event(
             "rating", problem="adult", source=f"app{n}", token=proof, prediction_id="p1", data={"value": 1}, time=NOW
-        )[1]
-        assert one.look([value], NOW).at == [0]
-    assert len(one._lanes) <= 52
+        )[1].replace(b",", b"," + b" " * n, 1)
+        assert passed(one, [value]) == [0]
+    assert len(one._known.lanes) == 1 and len(one._known.ways) == glance.STENCILS
+
+
+WRITTEN = {"id": "e1", "source": "app", "subject": "ada", "predictionid": "p1", "actor": "eve"}
+
+
+def rating(**changes: str) -> bytes:
+    """A good rating, its values written as they stand, whatever is in them."""
+    told = WRITTEN | changes
+    proof = told.pop("proof", token(WIRE, "adult", "p1", NOW + 60))
+    data = told.pop("data", '{"value":0.5}')
+    rest = "".join(f',"{name}":"{value}"' for name, value in told.items())
+    return (
+        f'{{"specversion":"1.0","type":"truing.rating.v1","time":"{rfc3339(NOW)}","datacontenttype":"application/json"'
+        f',"problem":"adult"{rest},"actorkind":"person","proof":"{proof}","data":{data}}}'
+    ).encode()
+
+
+TOKEN = token(WIRE, "adult", "p1", NOW + 60)
+LATE, OTHER, LONG = (token(WIRE, "adult", *of) for of in (("p1", NOW - 1), ("p2", NOW + 60), ("p1", 99_999_999_999.0)))
+VALUES = (
+    'x","actor":"adam', 'x","actor":"adam","data":{"value":1},"z":"', "x\\", "x\\u0041", 'x\\"y', "x\ty", "x\x7fy", "x\0", "xé",
+    "", " ", '","', "}}", "{", *("x" * n for n in (31, 32, 33, 126, 127, 128, 256, 257)),
+)  # fmt: skip
+BODIES = (
+    '{"value":0.5} ', ' {"value":0.5}', '{"value":0.5},"id":"e2"', '{"value":0.5}}', '{"value":2}', "{}", "0.5", "[]",
+    '{"value":0.5,"value":1}', '{"value":0.5},"data":{"value":1}', '{"value":"é"}', '{"value":0.5, "n":{}}', '{"value":0.5}\n',
+)  # fmt: skip
+PROOFS = (
+    "", "x" * 75, LATE, OTHER, LONG, TOKEN.upper(), TOKEN.replace(".", ","), TOKEN + "0", "0" + TOKEN, TOKEN[:-1] + '"',
+    "mac:" + "0" * 64, "mac:" + "0" * 71,
+)  # fmt: skip
+ODD = [
+    *(rating(**{name: value}) for name in WRITTEN if name != "predictionid" for value in VALUES),
+    *(rating(data=data) for data in BODIES),
+    *(rating(proof=proof) for proof in PROOFS),
+    *(rating().replace(old, new) for old, new in (
+        (b'"specversion":"1.0"', b'"specversion" : "1.0"'), (b'"type"', b'"TYPE"'), (b"person", b"source"),
+    )),
+    rating()[:-1], rating() + b"}", rating() + b" ", rating() * 2,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_stencil_fits_nothing_that_another_reader_would_read_otherwise(
+    proofs: Proofs, problems: list[Problem], last: bool
+) -> None:
+    """Each odd message among good ones that are written alike, in their middle and at the block's very end."""
+    ours, law, found = door(Glance, proofs, problems), door(Law, proofs, problems), []
+    assert passed(ours, [rating()] * 3, times=2) == [0, 1, 2] and len(ours._known.ways) == 1
+    for odd in ODD:
+        for one in (ours, law):
+            values = [rating(id="a"), odd, rating(id="b")][: 2 if last else 3]
+            found.append(rows(land([Chunk(0, 0, [*enumerate(values)])], topic="t", glance=one, recent=Recent(), now=NOW)))
+    assert found[::2] == found[1::2]
+    assert {word for some in found for row in some for word in row} >= {"landed", "dead"}
+
+
+def test_a_stencil_is_cut_of_any_order_and_spacing_as_long_as_data_is_last() -> None:
+    good, fixed = json.loads(rating()), ("specversion", "type", "datacontenttype", "problem", "actorkind")
+    data = good.pop("data")
+    names = [*good]
+    for seed in range(20):
+        random.Random(seed).shuffle(names)
+        value = json.dumps({name: good[name] for name in names} | {"data": data}, indent=seed % 3 or None).encode()
+        value = value[: value.rindex(b"}", 0, -1) + 1] + b"}"
+        made = cut(value, values=(*WRITTEN, "time", "proof"), fixed=fixed, sizes={"proof": len(good["proof"])})
+        assert made is not None
+        sheet = Sheet(Block.of([(0, value), (1, b" " * 200)]))
+        found = made.fit(sheet, np.array([0]))
+        assert {name: sheet.texts(span)[0] for name, span in found.values.items()} == {name: good[name] for name in made.names}
+        assert json.loads(sheet.texts(found.data, binary=True)[0]) == data
+    assert cut(rating().replace(b'"actor"', b'"z":1,"actor"'), values=WRITTEN, fixed=(*fixed, "z"), sizes={}) is None
 
 
 def test_times_of_a_block_are_the_times_of_datetime() -> None:

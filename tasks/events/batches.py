@@ -15,6 +15,7 @@ import inspect
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any, overload
 
 import numpy as np
@@ -24,7 +25,6 @@ PINNED = "3.0.12"
 _HEADER = struct.Struct(">qiibIhiqqqhii")  # as in kafka.record.default_records: base offset … count of records
 _LENGTH = struct.Struct(">i")
 _RECEIVE = 1 << 20  # bytes
-_SPARE = bytes(10)  # behind the records of a fetch, so that a varint at the very end can be looked at whole
 _PARTS = {
     "__init__": "self fetch_offset tp records key_deserializer value_deserializer check_crcs isolation_level "
     "aborted_transactions metric_aggregator on_drain",
@@ -41,13 +41,23 @@ Ints = npt.NDArray[np.int64]
 class Block(Sequence[tuple[int, bytes | None]]):
     """Records of one partition in order, each (offset, value): value n is `buffer[starts[n] : starts[n] + lengths[n]]`.
 
-    A length of -1 is a tombstone. `timestamps` are milliseconds, -1 if unknown. Slices share the buffer.
+    A length of -1 is a tombstone. `timestamps` are milliseconds, -1 if unknown. Slices share the buffer, which nobody changes.
     """
 
     __slots__ = ("buffer", "lengths", "offsets", "starts", "timestamps")
 
-    def __init__(self, buffer: bytes, starts: Ints, lengths: Ints, offsets: Ints, timestamps: Ints) -> None:
+    def __init__(self, buffer: Any, starts: Ints, lengths: Ints, offsets: Ints, timestamps: Ints) -> None:
         self.buffer, self.starts, self.lengths, self.offsets, self.timestamps = buffer, starts, lengths, offsets, timestamps
+
+    @classmethod
+    def of(cls, records: Sequence[tuple[int, bytes | None]]) -> Block:
+        """The same of single records, whose times nobody asks for."""
+        values = [value for _, value in records]
+        lengths = np.array([-1 if value is None else len(value) for value in values], np.int64)
+        ends = np.cumsum(np.maximum(lengths, 0))
+        offsets = np.array([offset for offset, _ in records], np.int64)
+        starts = ends - np.maximum(lengths, 0)
+        return cls(b"".join(value or b"" for value in values), starts, lengths, offsets, np.full(len(values), -1, np.int64))
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -59,25 +69,25 @@ class Block(Sequence[tuple[int, bytes | None]]):
     def __getitem__(self, n: int | slice) -> tuple[int, bytes | None] | Block:
         if isinstance(n, slice):
             return Block(self.buffer, self.starts[n], self.lengths[n], self.offsets[n], self.timestamps[n])
+        return int(self.offsets[n]), self.value(n)
+
+    def value(self, n: int) -> bytes | None:
         start, length = int(self.starts[n]), int(self.lengths[n])
-        return int(self.offsets[n]), None if length < 0 else self.buffer[start : start + length]
+        return None if length < 0 else bytes(self.buffer[start : start + length])
 
     def __iter__(self) -> Iterator[tuple[int, bytes | None]]:
         return zip(self.offsets.tolist(), self.values(), strict=True)
 
     def values(self) -> list[bytes | None]:
-        buffer = self.buffer
-        spans = zip(self.starts.tolist(), (self.starts + self.lengths).tolist(), strict=True)
-        return [buffer[start:stop] if stop >= start else None for start, stop in spans]
+        return [self.value(n) for n in range(len(self))]
 
 
 def block_of(records: list[Any]) -> Block:
-    """The same from records of the client library (`offset`, `timestamp`, `value`)."""
-    lengths = np.array([-1 if one.value is None else len(one.value) for one in records], np.int64)
-    ends = np.cumsum(np.maximum(lengths, 0))
-    offsets = np.array([one.offset for one in records], np.int64)
-    timestamps = np.array([-1 if one.timestamp is None else one.timestamp for one in records], np.int64)  # the oldest format
-    return Block(b"".join(one.value or b"" for one in records), ends - np.maximum(lengths, 0), lengths, offsets, timestamps)
+    """A Block from records of the client library (`offset`, `timestamp`, `value`)."""
+    block = Block.of([(one.offset, one.value) for one in records])
+    stamps = [-1 if one.timestamp is None else one.timestamp for one in records]  # the oldest format has none
+    block.timestamps = np.array(stamps, np.int64)
+    return block
 
 
 def missing() -> str:
@@ -210,10 +220,9 @@ def _parse(part: Any, buffer: Any) -> tuple[Block, int | None, int]:
     view = memoryview(buffer)
     committed = part.isolation_level == IsolationLevel.READ_COMMITTED
     pieces: list[Any] = []
-    at: list[int] = []  # where each record begins, behind its length, in the joined pieces
-    sizes: list[int] = []
+    places: list[int] = []  # of the pieces in the fetch
     counts, bases, stamps, steps = [], [], [], []  # of each batch; steps = 1: each record has its own time, 0: the broker's
-    position, filled, end, following = 0, 0, len(view), None
+    position, end, following, packed = 0, len(view), None, False
     while end - position >= 12:
         stop = position + 12 + _LENGTH.unpack_from(view, position + 8)[0]
         if stop > end:  # the fetch was cut here by its limit of bytes
@@ -240,14 +249,20 @@ def _parse(part: Any, buffer: Any) -> tuple[Block, int | None, int]:
         if control or (following <= part.fetch_offset):
             continue
         plain = _plain(body, attributes & 0x07)
+        packed = packed or plain is not body
         pieces.append(plain)
-        _hop(plain, count, filled, at, sizes)
-        filled += len(plain)
+        places.append(stop - len(body))
         counts.append(count)
         bases.append(base)
         stamps.append(newest if attributes & 0x08 else first)
         steps.append(0 if attributes & 0x08 else 1)
-    joined = b"".join((*pieces, _SPARE))
+    joined: Any = buffer  # where nothing is compressed, all stays where it is
+    if packed:
+        joined, places = b"".join(pieces), list(accumulate(map(len, pieces), initial=0))[:-1]
+    at: list[int] = []  # where each record begins, behind its length
+    sizes: list[int] = []
+    for piece, place, count in zip(pieces, places, counts, strict=True):
+        _hop(piece, count, place, at, sizes)
     starts, lengths, deltas, times = _columns(joined, np.array(at, np.int64), np.array(sizes, np.int64))
     offsets = np.repeat(np.array(bases, np.int64), counts) + deltas
     times = np.repeat(np.array(stamps, np.int64), counts) + np.repeat(np.array(steps, np.int64), counts) * times
@@ -325,11 +340,8 @@ def _hop(body: Any, count: int, shift: int, at: list[int], sizes: list[int]) -> 
         raise _Unusual
 
 
-def _columns(joined: bytes, at: Ints, sizes: Ints) -> tuple[Ints, Ints, Ints, Ints]:
-    """Start and length of each value, offset delta and time delta. A record: attributes, time, offset, key, value, headers.
-
-    Behind the last record stand the _SPARE bytes.
-    """
+def _columns(joined: Any, at: Ints, sizes: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+    """Start and length of each value, offset delta and time delta. A record: attributes, time, offset, key, value, headers."""
     data = np.frombuffer(joined, np.uint8)
     if (sizes < 6).any() or (data[at] > 127).any():  # attributes are one byte
         raise _Unusual
@@ -360,7 +372,7 @@ def _headers(joined: bytes, count: int, position: int, end: int) -> None:
         if length < 0:
             raise _Unusual
         try:
-            joined[position : position + length].decode()
+            bytes(joined[position : position + length]).decode()
         except UnicodeDecodeError:
             raise _Unusual from None
         length, position = _varint(joined, position + length)
@@ -371,15 +383,13 @@ def _headers(joined: bytes, count: int, position: int, end: int) -> None:
 
 def _varints(data: npt.NDArray[np.uint8], position: Ints) -> tuple[Ints, Ints]:
     """Zigzag varints at these positions, and the positions behind them."""
-    if len(position) and (int(position.min()) < 0 or int(position.max()) > len(data) - 10):
-        raise _Unusual
-    byte = data[position].astype(np.int64)
+    byte = _bytes(data, position)
     value, position = byte & 0x7F, position + 1
     more = np.flatnonzero(byte > 0x7F)
     for shift in range(7, 70, 7):
         if not len(more):
             break
-        byte = data[position[more]].astype(np.int64)
+        byte = _bytes(data, position[more])
         value[more] |= (byte & 0x7F) << shift
         position[more] += 1
         more = more[byte > 0x7F]
@@ -388,3 +398,9 @@ def _varints(data: npt.NDArray[np.uint8], position: Ints) -> tuple[Ints, Ints]:
             raise _Unusual
     unsigned = value.view(np.uint64)
     return (unsigned >> np.uint64(1)).view(np.int64) ^ -(value & 1), position
+
+
+def _bytes(data: npt.NDArray[np.uint8], position: Ints) -> Ints:
+    if len(position) and not 0 <= int(position.min()) <= int(position.max()) < len(data):
+        raise _Unusual
+    return data[position].astype(np.int64)

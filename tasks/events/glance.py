@@ -1,58 +1,39 @@
 """A first look at a block of messages: what it lets through surely holds, whatever it is unsure of is judged singly.
 
-`schema.judge` is the law, 10 to 20 µs a message. The glance says the same "yes" in 4 to 7: bodies are decoded into types made
-from the problem (`tight`), MACs go on from hash states that have the key in them already, names of people are remembered, times
-of a whole block are read at once. It never says "no": anything else than a plain good message comes back undecided, for `judge`
-to find the reason. A test holds both equal.
+`schema.judge` is the law, 10 to 20 µs a message. The glance says the same "yes" in 3 to 4: envelopes that are written alike are
+read together (`stencil`), and what they say goes through their lane by column (`lanes`). It never says "no": anything else than
+a plain good message is left to `judge`, which finds the reason. A test holds both equal.
 """
 
 from __future__ import annotations
 
 import hashlib
-import hmac
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
+import polars as pl
 
-from truing.tasks.contract import DECODERS, PEOPLE
+from truing.tasks.contract import DECODERS
+from truing.tasks.events.batches import Block, Ints
+from truing.tasks.events.lanes import CODE, UNSURE, UNTIL, Alike, Check, Lane, Rules, Seen, Texts, states
 from truing.tasks.events.redaction import Redactor
-from truing.tasks.events.schema import (
-    FUTURE_S,
-    GATEWAY,
-    MAX_BYTES,
-    Known,
-    Message,
-    Proofs,
-    Reason,
-    fits,
-    identity_text,
-    judge,
-)
-from truing.tasks.events.times import unix_times
-from truing.tasks.problem import Problem
+from truing.tasks.events.schema import MAX_BYTES, Message, Proofs, Reason, judge
+from truing.tasks.events.stencil import Cut, Sheet, Stencil, cut
+from truing.tasks.events.times import CHARS, unix_times, usual_times
 from truing.tasks.tables.sealing import family_of
 from truing.tasks.validation.rules import Suite
-from truing.tasks.validation.tight import tight
 
-Check = Callable[[Sequence[Mapping[str, Any]]], Sequence[str | None]]
-"""Row checks of one problem: inputs of predictions → for each None, or what is wrong in one line."""
-
-NAMES: Final = 250_000  # people's names remembered with their hashes, a problem: tens of MB, and about 2 µs saved each time
-LANES: Final = 4_096  # senders remembered; a person's `source` is unproven, so there may be any number
-_UNSURE: Final = (msgspec.DecodeError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
-_LENGTHS: Final = tuple("\0" * 7 + chr(n) for n in range(128))  # 8 bytes big-endian, as `seal.mac` frames its parts, for ASCII
-_EMPTY: Final = _LENGTHS[0]
-_COLUMNS: Final = 12  # of `Seen`, lists all
-_SIZES: Final = tuple(n.to_bytes(8, "big") for n in range(4096))
-
-# --- the envelope -------------------------------------------------------------------------------------------------------------
+STENCILS: Final = 64  # ways of writing that are known at a time
+FEW: Final = 8  # messages alike: fewer are sooner judged than looked at together
+_MAC: Final = "mac:"
+_FIXED: Final = ("specversion", "type", "datacontenttype", "problem", "actorkind")
+_VALUES: Final = ("id", "time", "subject", "predictionid", "actor", "proof")
 
 
 class Plain(msgspec.Struct, frozen=True, gc=False):
-    """An envelope as nearly all are; any other is undecided."""
+    """An envelope as nearly all are; any other is left to the law."""
 
     specversion: Literal["1.0"]
     id: Annotated[str, msgspec.Meta(min_length=1)]
@@ -69,179 +50,44 @@ class Plain(msgspec.Struct, frozen=True, gc=False):
     actorkind: Literal["person", "source"] = "person"
 
 
-class Lane:
-    """All messages of one problem, type and sender have this in common."""
+class _Way:
+    """One way of writing: whose messages come like that, their stencil, and how many it has fitted of late."""
 
-    __slots__ = (
-        "asks",
-        "beyond",
-        "credit_s",
-        "decode",
-        "inner",
-        "kind",
-        "marked",
-        "names",
-        "number",
-        "outer",
-        "owner",
-        "people",
-        "problem",
-        "problem_part",
-        "sender",
-        "source",
-        "token",
-        "unasked",
-    )  # fmt: skip
-
-    def __init__(self, number: int, source: str, kind: str, rules: Rules) -> None:
-        problem = rules.problem.name
-        registered = rules.known.sources.get(source)
-        self.number, self.source, self.kind, self.problem = number, source, kind, problem
-        self.asks, self.unasked = kind == "prediction", kind == "preference"  # the latter may name no prediction
-        self.owner = f"source {source}"
-        self.credit_s = rules.known.credit_s
-        self.names = rules.names
-        # what the MAC goes over: the framed parts that all have in common, and hash states with the key in them
-        self.problem_part = _framed(problem)
-        self.sender = _framed(source) + _framed(f"truing.{kind}.v1")
-        allowed = registered is not None and kind in registered[1]
-        key = registered[0] if allowed and registered else None
-        self.inner: Any
-        self.outer: Any
-        self.inner, self.outer = (None, None) if key is None else states(key)
-        # may a token speak here?
-        self.people = kind in PEOPLE
-        self.token = self.people and (registered is None or source == GATEWAY)
-        if not (allowed or self.token):
-            raise KeyError(source)
-        prefix = identity_text(problem, kind, source, "", "")
-        self.marked = prefix.removeprefix("0:") if self.people else rules.secret + prefix
-        self.decode, self.beyond = rules.reading(kind)
+    def __init__(self, lane: Lane, actor_kind: str, stencil: Stencil) -> None:
+        self.lane, self.actor_kind, self.stencil, self.hits = lane, actor_kind, stencil, 0
 
 
-class Rules:
-    """What one problem asks of its events, and what is remembered of its people. `refresh` when its suite has changed."""
+class _Lanes(dict[tuple[str, str, str | None], Lane]):
+    """(problem, type as on the wire, source or None for people) → lane, made as they come. KeyError for what can't be one."""
 
-    def __init__(self, known: Known, *, salt: bytes, split_salt: bytes, secret: str) -> None:
-        self.known, self.problem, self.secret = known, known.problem, secret
-        self.names = Names(known.problem, salt, split_salt)
-        self.refresh(None, lambda rows: [None] * len(rows))
-
-    def refresh(self, suite: Suite | None, check: Check, redactor: Redactor | None = None) -> None:
-        self.check, self.redactor = check, redactor or Redactor.of(self.problem)
-        self.tight = tight(self.problem, suite)
-
-    def reading(self, kind: str) -> tuple[Callable[[bytes], Any], Callable[[str, bytes, Any], bytes] | None]:
-        """How a body is decoded, and what is done about it then: the bytes that land; raises ValueError if it does not hold."""
-        decoder = self.tight.get(kind)
-        if decoder is None:
-            return DECODERS[f"truing.{kind}.v1"][1].decode, self._loosely
-        if kind != "prediction":
-            return decoder.decode, None
-        read = self.redactor.inputs if kind in self.redactor.reads else ()
-        inputs = next(one.type for one in msgspec.structs.fields(decoder.type) if one.encode_name == "inputs")
-        names = {one.encode_name: one.name for one in msgspec.structs.fields(inputs)}
-        return decoder.decode, _beyond(self.redactor.text, [names[one] for one in read if one in names])
-
-    def _loosely(self, kind: str, raw: bytes, body: Any) -> bytes:
-        if not fits(body, self.known):
-            raise ValueError(kind)
-        raw, body = self.redacted(kind, raw, body)
-        if kind == "prediction" and self.check([body.inputs])[0] is not None:
-            raise ValueError(kind)
-        return raw
-
-    def redacted(self, kind: str, raw: bytes, body: Any) -> tuple[bytes, Any]:
-        """The bytes to land and their body, with what names or finds a person in free text replaced."""
-        clean = self.redactor.event(kind, raw, body)
-        return (raw, body) if clean is raw else (clean, DECODERS[f"truing.{kind}.v1"][1].decode(clean))
-
-
-def _beyond(clean: Callable[[str], str], read: Sequence[str]) -> Callable[[str, bytes, Any], bytes]:
-    """What a prediction's tight type can't say: probabilities sum to 1, and nothing in the columns `read` is to be redacted."""
-
-    def beyond(kind: str, raw: bytes, body: Any) -> bytes:
-        answer = body.answer
-        if answer is not None and answer.probabilities and abs(sum(answer.probabilities.values()) - 1) > 0.01:
-            raise ValueError(kind)
-        for name in read:
-            text = getattr(body.inputs, name)
-            if type(text) is str and clean(text) is not text:
-                raise ValueError(kind)
-        return raw
-
-    return beyond
-
-
-def _framed(text: str) -> str:
-    """A part of a MAC as text. Raises IndexError or UnicodeError for what is not short ASCII."""
-    text.encode("ascii")
-    return _LENGTHS[len(text)] + text
-
-
-def states(key: bytes) -> tuple[Any, Any]:
-    """SHA-256 with the inner and with the outer key of HMAC in it (RFC 2104): copies go on from there."""
-    block = (hashlib.sha256(key).digest() if len(key) > 64 else key).ljust(64, b"\0")
-    return tuple(hashlib.sha256(bytes(byte ^ pad for byte in block)) for pad in (0x36, 0x5C))  # type: ignore[return-value]
-
-
-class Names(dict[str, tuple[str, str]]):
-    """People's names of one problem → (keyed hash, family of keys: where a subject's rows will stand). Filled as they come."""
-
-    def __init__(self, problem: Problem, salt: bytes, split_salt: bytes) -> None:
+    def __init__(self, rules: Mapping[str, Rules], wire: Any) -> None:
         super().__init__()
-        self.split_salt = split_salt
-        self._holdout = problem.splits.holdout
-        # as `pseudonym` and `split_of`, from states that have key and problem in them already
-        self._hash = hashlib.blake2b(f"{len(problem.name)}:{problem.name}".encode(), key=salt[:64], digest_size=16)
-        self._point = hashlib.blake2b(key=split_salt[:64], digest_size=8)
+        self.rules, self.wire = rules, wire
 
-    def __missing__(self, name: str) -> tuple[str, str]:
-        if len(self) >= NAMES:
-            self.clear()
-        state = self._hash.copy()
-        state.update(name.encode())
-        hashed = state.hexdigest()
-        state = self._point.copy()
-        state.update(hashed.encode())
-        held = int.from_bytes(state.digest(), "big") / 2**64 < self._holdout
-        self[name] = found = hashed, "holdout" if held else "trainable"
-        return found
-
-
-class Seen(NamedTuple):
-    """The good ones of a block: their places in it, and columns. `lanes` are numbers in `table`, `marks` see `Glance.mark`."""
-
-    at: list[int]
-    ids: list[str]
-    asked: list[str | None]  # the prediction
-    whens: list[str]
-    actor_kinds: list[str]
-    lanes: list[int]
-    raws: list[bytes]
-    subjects: list[str | None]
-    actors: list[str | None]
-    owners: list[str]  # whose keys seal it, and of which family
-    families: list[str]
-    marks: list[int]
-    times: npt.NDArray[np.float64]
-    table: list[Lane]
-
-
-class _Lanes(dict[tuple[str, str, str], Lane]):
-    """(problem, type as on the wire, source) → lane, made as they come. KeyError where nothing may be believed at once."""
-
-    def __init__(self, rules: Mapping[str, Rules]) -> None:
-        super().__init__()
-        self.rules = rules
-        self.table: list[Lane] = []
-
-    def __missing__(self, key: tuple[str, str, str]) -> Lane:
+    def __missing__(self, key: tuple[str, str, str | None]) -> Lane:
         problem, type_, source = key
-        lane = Lane(len(self.table), source, DECODERS[type_][0], self.rules[problem])
-        self.table.append(lane)
-        self[key] = lane
+        self[key] = lane = Lane(DECODERS[type_][0], source, self.rules[problem], self.wire)
         return lane
+
+
+class _Known:
+    """Lanes and ways of writing that have been seen, under one version of the rules."""
+
+    def __init__(self, lanes: _Lanes, ways: list[_Way]) -> None:
+        self.lanes, self.ways = lanes, ways
+
+    def learn(self, lane: Lane, actor_kind: str, value: bytes) -> None:
+        """Know this good message's way of writing from the next block on."""
+        values = _VALUES if lane.source else ("source", *_VALUES)
+        fixed = ("source", *_FIXED) if lane.source else _FIXED
+        sizes = {"proof": CODE if lane.source else UNTIL + 1 + CODE}
+        stencil = cut(value, values=values, fixed=fixed, sizes=sizes)
+        if stencil is None or any(way.stencil == stencil and way.lane is lane for way in self.ways):
+            return
+        ways = sorted(self.ways, key=lambda way: -way.hits)[: STENCILS - 1]  # the rarest goes
+        for way in ways:
+            way.hits //= 2
+        self.ways = [*ways, _Way(lane, actor_kind, stencil)]
 
 
 class Glance:
@@ -250,15 +96,16 @@ class Glance:
     def __init__(self, proofs: Proofs, *, split_salt: bytes) -> None:
         self.proofs = proofs
         self.secret = hashlib.blake2b(b"marks", key=proofs.salt[:64], digest_size=16).hexdigest()
-        given = {"salt": proofs.salt, "split_salt": split_salt}
-        self.rules = {name: Rules(known, **given, secret=self.secret) for name, known in proofs.known.items()}
-        self._wire = states(proofs.wire)
-        self._lanes = _Lanes(self.rules)
+        self.rules = {name: Rules(known, salt=proofs.salt, split_salt=split_salt) for name, known in proofs.known.items()}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._known = _Known(_Lanes(self.rules, states(self.proofs.wire)), [])
 
     def refresh(self, problem: str, suite: Suite | None, check: Check, redactor: Redactor | None = None) -> None:
         """New row checks of a problem, compiled, and the suite that they were compiled from; what is redacted from now on."""
         self.rules[problem].refresh(suite, check, redactor)
-        self._lanes = _Lanes(self.rules)
+        self._forget()
 
     def mark(self, identity: str) -> int:
         """An `identity_text` as 64 bits: Python's own keyed hash (SipHash) behind a secret, so nobody can make two alike."""
@@ -281,77 +128,101 @@ class Glance:
             message.family = family_of(message.subject, rules.problem, rules.names.split_salt)
         return message
 
-    def look(self, values: Sequence[bytes | None], now: float) -> Seen:
-        """Those of the values that surely are good, in order; the others are for `single`."""
-        if len(self._lanes) > LANES:
-            self._lanes = _Lanes(self.rules)
-        lanes, secret = self._lanes, self.secret
-        wire_inner, wire_outer = self._wire
-        decode, same, lengths, sizes = _PLAIN.decode, hmac.compare_digest, _LENGTHS, _SIZES
-        good: list[tuple[Any, ...]] = []
-        add = good.append
-        for n, value in enumerate(values):
+    def look(self, block: Block, now: float) -> list[Seen]:
+        """Those of the messages that surely are good, by lane, each in order; the others are for `single`."""
+        found: list[Seen] = []
+        known = self._known  # what is learned here is of these rules, whoever refreshes them meanwhile
+        left = np.flatnonzero((block.lengths > 0) & (block.lengths <= MAX_BYTES))
+        if not len(left):
+            return found
+        sheet = Sheet(block)
+        for way in known.ways:
+            if not len(left):
+                break
+            fits = way.stencil.fit(sheet, left)
+            if len(fits.at):
+                left = left[~np.isin(left, fits.at, assume_unique=True, kind="table")]
+                way.hits += len(fits.at)
+                columns = _cut_out(sheet, fits, mac=way.lane.source is not None)
+                seen = way.lane.judge(columns, way.actor_kind, now=now, secret=self.secret)
+                found += [seen] if seen else []
+        return found + (self._read(block, left, known, now) if len(left) >= FEW else [])
+
+    def _read(self, block: Block, at: Ints, known: _Known, now: float) -> list[Seen]:
+        """The same of what no stencil fits, read one by one. Where several are written alike, a stencil is cut for the next."""
+        alike: dict[tuple[Any, ...], list[tuple[int, Plain]]] = {}
+        decode = _PLAIN.decode
+        for n in at.tolist():
             try:
-                if len(value) > MAX_BYTES:  # type: ignore[arg-type]  # of None: TypeError
-                    continue
-                one = decode(value)  # type: ignore[arg-type]
-                lane = lanes[one.problem, one.type, one.source]
-                raw, proof, name, when = bytes(one.data), one.proof, one.id, one.time
-                asked, subject, actor, kind = one.predictionid, one.subject, one.actor, one.actorkind
-                if proof[:4] == "mac:":
-                    state = lane.inner.copy()
-                    state.update(
-                        f"\0\0\0\0\0\0\0\5event{lengths[len(name)]}{name}{lane.sender}{lengths[len(when)]}{when}"
-                        f"{lane.problem_part}{_EMPTY if asked is None else lengths[len(asked)] + asked}"
-                        f"{_EMPTY if subject is None else lengths[len(subject)] + subject}"
-                        f"{_EMPTY if actor is None else lengths[len(actor)] + actor}\0\0\0\0\0\0\0\6{kind}".encode("ascii")
-                        + sizes[len(raw)]
-                        + raw
-                    )
-                    outer = lane.outer.copy()
-                    code = proof[4:]
-                else:
-                    until, _, code = proof.partition(".")
-                    if not lane.token or kind != "person" or int(until) <= now or not until.isdigit():
-                        continue
-                    lengths[max(len(name), len(actor or ""), len(subject or ""), len(one.source))]  # unsigned: or IndexError
-                    state = wire_inner.copy()
-                    state.update(
-                        f"\0\0\0\0\0\0\0\5token{lane.problem_part}{lengths[len(asked or '')]}{asked or ''}"
-                        f"{lengths[len(until)]}{until}".encode("ascii")
-                    )
-                    outer = wire_outer.copy()
-                outer.update(state.digest())
-                if not same(outer.hexdigest(), code) or not (asked or lane.unasked):
-                    continue
-                body = lane.decode(raw)
-                if lane.beyond is not None:
-                    raw = lane.beyond(lane.kind, raw, body)
-                if subject is None and lane.asks:
-                    subject = f"prediction {asked}"
-                if actor is not None:
-                    actor = lane.names[actor][0]
-                if subject is not None:
-                    subject, family = lane.names[subject]
-                    owner = subject
-                else:
-                    owner, family = lane.owner if actor is None else actor, "vault"
-                mark = hash(
-                    f"{secret}{len(asked or '')}:{asked or ''}{lane.marked}{name}" if lane.people else lane.marked + name
-                )
-                add((n, name, asked, when, kind, lane.number, raw, subject, actor, owner, family, mark))
-            except _UNSURE:
+                one = decode(block.value(n) or b"")
+            except UNSURE:
                 continue
-        times = unix_times([one[_WHEN] for one in good])
-        credit = np.array([lane.credit_s for lane in lanes.table] or [0.0])[np.array([one[_LANE] for one in good], np.intp)]
-        timely = (times <= now + FUTURE_S) & (times >= now - credit)  # NaN = undecided: neither
-        if not timely.all():
-            good = [good[n] for n in np.flatnonzero(timely).tolist()]
-            times = times[timely]
-        columns: list[Any] = [*map(list, zip(*good, strict=True))] if good else [[] for _ in range(_COLUMNS)]
-        return Seen._make([*columns, times, lanes.table])
+            mac = one.proof.startswith(_MAC)
+            named = tuple(part is not None for part in (one.predictionid, one.subject, one.actor))
+            alike.setdefault((one.problem, one.type, one.source if mac else None, one.actorkind, named), []).append((n, one))
+        found = []
+        for (problem, type_, source, actor_kind, _), some in alike.items():
+            if len(some) < FEW:
+                continue
+            try:
+                lane = known.lanes[problem, type_, source]
+            except UNSURE:
+                continue
+            columns = _gathered(some, mac=source is not None)
+            seen = lane.judge(columns, actor_kind, now=now, secret=self.secret) if columns else None
+            if seen:
+                found.append(seen)
+                known.learn(lane, actor_kind, block.value(int(seen.at[0])) or b"")
+        return found
 
 
-_WHEN: Final = Seen._fields.index("whens")
-_LANE: Final = Seen._fields.index("lanes")
+def _cut_out(sheet: Sheet, found: Cut, *, mac: bool) -> Alike:
+    """Columns of the messages that a stencil fits."""
+    untils, ahead = None, 0
+    if not mac:
+        proofs = found.values["proof"].begins
+        if not (right := sheet.data[proofs + UNTIL] == ord(".")).all():
+            found = found.only(right)
+        untils, ahead = sheet.chars(found.values["proof"].begins, UNTIL), UNTIL + 1
+    values = found.values
+    texts = {name: Texts(sheet.texts(span), span.lengths) for name, span in values.items() if name != "proof"}
+    raws = Texts(sheet.texts(found.data, binary=True), found.data.lengths)
+    usual = bool((values["time"].lengths == CHARS).all())
+    return Alike(
+        at=found.at, ids=texts["id"], whens=texts["time"],
+        times=usual_times(sheet.chars(values["time"].begins, CHARS)) if usual else unix_times(texts["time"].values.to_list()),
+        codes=sheet.chars(values["proof"].begins + ahead, CODE), untils=untils, raws=raws, sources=texts.get("source"),
+        asked=texts.get("predictionid"), subjects=texts.get("subject"), actors=texts.get("actor"),
+    )  # fmt: skip
+
+
+def _gathered(some: Iterable[tuple[int, Plain]], *, mac: bool) -> Alike | None:
+    """The same of messages that were read one by one."""
+    ahead = len(_MAC) if mac else UNTIL + 1
+    plain = [
+        (n, one)
+        for n, one in some
+        if len(one.proof) == ahead + CODE
+        and (mac or one.proof[UNTIL] == ".")
+        and f"{one.id}{one.source}{one.time}{one.proof}{one.predictionid}{one.subject}{one.actor}".isascii()
+    ]
+    if not plain:
+        return None
+    ones = [one for _, one in plain]
+    proofs = np.frombuffer("".join(one.proof for one in ones).encode(), np.uint8).reshape(len(ones), -1)
+
+    def column(name: str) -> Texts | None:
+        values = [getattr(one, name) for one in ones]
+        return None if values[0] is None else Texts.of(values)
+
+    bodies = [bytes(one.data) for one in ones]
+    return Alike(
+        at=np.array([n for n, _ in plain], np.int64), ids=Texts.of([one.id for one in ones]),
+        whens=Texts.of([one.time for one in ones]), times=unix_times([one.time for one in ones]), codes=proofs[:, ahead:],
+        raws=Texts(pl.Series(bodies, dtype=pl.Binary), np.array([len(one) for one in bodies], np.int64)),
+        sources=None if mac else column("source"), asked=column("predictionid"), subjects=column("subject"),
+        actors=column("actor"), untils=None if mac else np.ascontiguousarray(proofs[:, :UNTIL]),
+    )  # fmt: skip
+
+
 _PLAIN: Final = msgspec.json.Decoder(Plain)

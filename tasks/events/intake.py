@@ -15,10 +15,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from truing.tasks.events.batches import Block, Ints
-from truing.tasks.events.glance import Glance, Seen
+from truing.tasks.events.batches import Block
+from truing.tasks.events.glance import Glance
+from truing.tasks.events.lanes import Seen, constant
 from truing.tasks.events.schema import Message, claimed_id, identity_text
 from truing.tasks.events.stream import Chunk, Place
 from truing.tasks.tables.columns import LANDING
@@ -27,7 +29,7 @@ from truing.tasks.tables.subjects import Subjects, day, owner
 
 RECENT = 300_000  # identities kept in memory, tens of MB; older doubles are dropped by the join
 NAMED = 1_000  # messages at the end of a partition among which one that claims an id is looked for
-BLOCK = 2_000  # messages judged at once: 50,000 objects would not fit the processor's cache
+BLOCK = 10_000  # messages judged at once: what is made of them should fit the processor's cache
 _DISPOSITIONS = pl.Series(["landed", "duplicate"])
 _DATALESS = [name for name in LANDING if name != "data"]
 _SAID = [name for name in _DATALESS if name not in ("topic", "landed_at")]
@@ -153,14 +155,15 @@ def land(chunks: Sequence[Chunk], *, topic: str, glance: Glance, recent: Recent,
     nothing of the chunks was remembered.
     """
     positions: dict[tuple[int, int], int] = {}
-    part, remembered = _Part(), set[Mark]()
+    part, remembered = _Part(), list[set[Mark]]()
     try:
         for chunk in chunks:
             positions[chunk.partition, chunk.epoch] = chunk.records[-1][0] + 1
-            for offsets, values in _blocks(chunk.records):
-                _judge(part, chunk, offsets, values, glance, recent, remembered, now)
+            for block in _blocks(chunk.records):
+                _judge(part, chunk, block, glance, recent, remembered, now)
     except BaseException:
-        recent.drop(remembered)
+        for marks in remembered:
+            recent.drop(marks)
         raise
     frame = part.whole().with_columns(topic=pl.lit(topic), landed_at=pl.lit(now, pl.Float64)).select(_DATALESS)
     texts, families, owners = (seen + rest for seen, rest in zip(part.seen, part.rest, strict=True))
@@ -181,40 +184,35 @@ class _Part:
         return pl.concat([*self.frames, rest])
 
 
-def _judge(
-    part: _Part,
-    chunk: Chunk,
-    offsets: Sequence[int] | Ints,
-    values: list[bytes | None],
-    glance: Glance,
-    recent: Recent,
-    remembered: set[Mark],
-    now: float,
-) -> None:
+def _judge(part: _Part, chunk: Chunk, block: Block, glance: Glance, recent: Recent, remembered: list[set[Mark]], now: float) -> None:
     """One block: its objects are gone again, but for columns, before the next one comes."""
+    seen: list[Seen] = []
     if chunk.reason:
-        seen, reason, detail = None, chunk.reason, chunk.detail
+        reason, detail = chunk.reason, chunk.detail
         rest = {
             n: Message(event_id=claimed_id(value), data=value or b"", reason=reason, detail=detail)
-            for n, value in enumerate(values)
+            for n, (_, value) in enumerate(block)
         }
     else:
-        seen = glance.look(values, now)
-        left = set(range(len(values))).difference(seen.at) if len(seen.at) < len(values) else ()
-        rest = {n: glance.single(values[n], now) for n in sorted(left)}
-    marks = _marks(len(values), seen, rest, glance)
+        seen = glance.look(block, now)
+        left = np.ones(len(block), bool)
+        for one in seen:
+            left[one.at] = False
+        rest = {n: glance.single(block.value(n), now) for n in np.flatnonzero(left).tolist()}
+    marks = _marks(len(block), seen, rest, glance)
     new, fresh = recent.told(marks)
-    remembered |= fresh
-    if seen is not None and seen.at:
-        again = [place for place, at in enumerate(seen.at) if not new[at]]
-        part.frames.append(_columns(seen, again, chunk, np.asarray(offsets, np.int64)))
-        for place in again:
-            seen.raws[place], seen.families[place] = b"", ""
-        part.seen[0] += seen.raws
-        part.seen[1] += seen.families
-        part.seen[2] += seen.owners
-    for at, one in rest.items():
-        _row(part, one, (chunk.partition, int(offsets[at]), chunk.epoch), new[at], now)
+    remembered.append(fresh)
+    again = None if len(fresh) == len(marks) else ~np.array(new, bool)
+    for one in seen:
+        part.frames.append(_columns(one, again, chunk, block))
+        if again is not None:
+            for place in np.flatnonzero(again[one.at]).tolist():
+                one.raws[place], one.families[place] = b"", ""
+        part.seen[0] += one.raws
+        part.seen[1] += one.families
+        part.seen[2] += one.owners
+    for at, single in rest.items():
+        _row(part, single, (chunk.partition, int(block.offsets[at]), chunk.epoch), new[at], now)
 
 
 def _row(part: _Part, one: Message, where: tuple[int, int, int], new: bool, now: float) -> None:
@@ -233,60 +231,41 @@ def _row(part: _Part, one: Message, where: tuple[int, int, int], new: bool, now:
     owners.append(day(now) if one.reason else owner(one.subject, one.actor, one.source))
 
 
-def _blocks(records: Sequence[tuple[int, bytes | None]]) -> Iterator[tuple[Sequence[int] | Ints, list[bytes | None]]]:
-    """(offsets, values) of at most BLOCK records each."""
+def _blocks(records: Sequence[tuple[int, bytes | None]]) -> Iterator[Block]:
+    """The records, at most BLOCK at a time."""
     for first in range(0, len(records), BLOCK):
         some = records[first : first + BLOCK]
-        if isinstance(some, Block):
-            yield some.offsets, some.values()
-        else:
-            yield [offset for offset, _ in some], [value for _, value in some]
+        yield some if isinstance(some, Block) else Block.of(some)
 
 
-def _marks(count: int, seen: Seen | None, rest: Mapping[int, Message], glance: Glance) -> list[Mark | None]:
+def _marks(count: int, seen: Sequence[Seen], rest: Mapping[int, Message], glance: Glance) -> list[Mark | None]:
     """Of each record of a block, in order, what makes it the same when it comes again; None = every one is another."""
-    if seen is not None and not rest:
-        return list(seen.marks)
-    marks: list[Mark | None] = [None] * count
-    if seen is not None:
-        for at, mark in zip(seen.at, seen.marks, strict=True):
-            marks[at] = mark
+    marks = np.full(count, None, object)
+    for group in seen:
+        marks[group.at] = group.marks
     for at, one in rest.items():
         if not one.reason:
             marks[at] = glance.mark(identity_text(one.problem, one.type, one.source, one.prediction_id, one.event_id))
         elif one.data:  # a record without a value is like any other, and each is a dead letter
             marks[at] = dead_identity(one.data)
-    return marks
+    found: list[Mark | None] = marks.tolist()
+    return found
 
 
-def _columns(seen: Seen, again: Sequence[int], chunk: Chunk, offsets: Ints) -> pl.DataFrame:
-    """Columns of what was seen at a glance; `again` are those that are duplicates, `offsets` those of the whole block."""
-    lanes, many = np.array(seen.lanes, np.uint32), len(seen.at)
-    codes = np.zeros(many, np.uint32)
-    codes[list(again)] = 1
-
-    def of_lane(name: str) -> pl.Series:
-        return pl.Series([getattr(lane, name) for lane in seen.table], dtype=pl.String)[lanes]
-
-    return pl.DataFrame(
-        {
-            "partition": pl.Series([chunk.partition], dtype=pl.Int32).new_from_index(0, many),
-            "offset": pl.Series(offsets[seen.at]),
-            "epoch": pl.Series([chunk.epoch], dtype=pl.Int32).new_from_index(0, many),
-            "event_id": pl.Series(seen.ids, dtype=pl.String),
-            "type": of_lane("kind"),
-            "source": of_lane("source"),
-            "time": pl.Series(seen.times),
-            "problem": of_lane("problem"),
-            "prediction_id": pl.Series(seen.asked, dtype=pl.String),
-            "subject": pl.Series(seen.subjects, dtype=pl.String),
-            "actor": pl.Series(seen.actors, dtype=pl.String),
-            "actor_kind": pl.Series(seen.actor_kinds, dtype=pl.String),
-            "disposition": _DISPOSITIONS[codes],
-            "reason": pl.Series([""]).new_from_index(0, many),
-            "detail": pl.Series([""]).new_from_index(0, many),
-        }
-    )
+def _columns(seen: Seen, again: npt.NDArray[np.bool_] | None, chunk: Chunk, block: Block) -> pl.DataFrame:
+    """Whole rows of what was seen at a glance; `again` tells of each record of the block whether it is a duplicate."""
+    many = len(seen.at)
+    codes = np.zeros(many, np.uint32) if again is None else again[seen.at].astype(np.uint32)
+    whole = {
+        **seen.columns,
+        "partition": constant(chunk.partition, many, LANDING["partition"]),
+        "offset": pl.Series(block.offsets[seen.at]),
+        "epoch": constant(chunk.epoch, many, LANDING["epoch"]),
+        "disposition": _DISPOSITIONS[pl.Series(codes)],
+        "reason": constant("", many),
+        "detail": constant("", many),
+    }
+    return pl.DataFrame({name: whole[name] for name in _SAID})
 
 
 def _counts(frame: pl.DataFrame) -> dict[str, int]:

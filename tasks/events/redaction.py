@@ -16,7 +16,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -242,6 +242,7 @@ _DOTTED: Final = re.compile(r"\d\.\d+\.\d+\.\d")
 _HEX: Final = re.compile(r"[0-9A-Fa-f]:[0-9A-Fa-f]{0,4}:")
 _AROUND_AT: Final = re.compile(r"[\[({][ \xa0]?at[ \xa0]?[\])}]", re.IGNORECASE)
 _CLEAN: Final = 8192  # short texts remembered as clean: categories come again and again
+_APART: Final = "\0\0\0\0"  # more than may lie between the digits of one number
 _FREE: Final = {"preference": ("prompt", "chosen", "rejected"), "interaction": ("kind",)}
 
 
@@ -273,6 +274,11 @@ class Redactor:
     def of(cls, problem: Problem) -> Redactor:
         rules = problem.redaction
         return cls(rules.kinds, custom=rules.custom, inputs=rules.inputs)
+
+    def clean(self, texts: Collection[str]) -> bool:
+        """True when there is surely nothing in any of them; else ask `text` about each."""
+        whole = _APART.join(texts)
+        return not self.custom and whole.isascii() and not _suspicious(whole)
 
     def text(self, text: str) -> str:
         """The text with everything found replaced by `[kind]`; the same object when there is nothing."""

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from truing.tasks.contract import TIME
 
+CHARS = 27  # of a time as nearly all write it
 _SIGNS = {4: "-", 7: "-", 10: "T", 13: ":", 16: ":", 19: ".", 26: "Z"}
 _FIELDS = {"year": (0, 4), "month": (5, 7), "day": (8, 10), "hour": (11, 13), "minute": (14, 16), "second": (17, 19)}
 
@@ -17,10 +18,10 @@ _FIELDS = {"year": (0, 4), "month": (5, 7), "day": (8, 10), "hour": (11, 13), "m
 def unix_times(texts: Sequence[str]) -> npt.NDArray[np.float64]:
     """Unix seconds, bit for bit what `datetime.timestamp` says; NaN for what is no time with a zone."""
     found = np.full(len(texts), np.nan)
-    if set(map(len, texts)) == {27} and (joined := "".join(texts)).isascii():
-        found = _usual(np.frombuffer(joined.encode(), np.uint8).reshape(-1, 27))
-    elif usual := [n for n, text in enumerate(texts) if len(text) == 27 and text.isascii()]:
-        found[usual] = _usual(np.frombuffer("".join([texts[n] for n in usual]).encode(), np.uint8).reshape(-1, 27))
+    if set(map(len, texts)) == {CHARS} and (joined := "".join(texts)).isascii():
+        found = usual_times(np.frombuffer(joined.encode(), np.uint8).reshape(-1, CHARS))
+    elif usual := [n for n, text in enumerate(texts) if len(text) == CHARS and text.isascii()]:
+        found[usual] = usual_times(np.frombuffer("".join([texts[n] for n in usual]).encode(), np.uint8).reshape(-1, CHARS))
     for n in np.flatnonzero(np.isnan(found)).tolist():
         found[n] = _single(texts[n])
     return found
@@ -33,7 +34,7 @@ def _single(text: str) -> float:
         return float("nan")
 
 
-def _usual(chars: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+def usual_times(chars: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """Rows of 27 characters → Unix seconds; NaN where one is out of its range."""
     chars = np.ascontiguousarray(chars.T)
     sure = np.ones(chars.shape[1], bool)
