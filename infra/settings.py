@@ -108,7 +108,7 @@ class Notify(_Part):
 class Ingest(_Part):
     keepers: int = Field(1, ge=1, le=64, description="processes that share the partitions; more than partitions are idle")
     number: int = Field(0, ge=0, lt=64, description="which of them a container's part `ingest` is: its pod's index")
-    batch: int = Field(10_000, ge=1, description="most messages in one commit")
+    batch: int = Field(20_000, ge=1, description="most messages in one commit")
     linger_ms: int = Field(100, ge=0, description="how long a commit waits for more messages when the topic is quiet")
     batches: bool = Field(True, description="read a fetch as one buffer; false: record by record, slower, the same rows")
     sync: bool = Field(True, description="a commit waits until the disk has it (fsync): tables open after a power cut")

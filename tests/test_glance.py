@@ -267,7 +267,8 @@ BODIES = (
 )  # fmt: skip
 PROOFS = (
     "", "x" * 75, LATE, OTHER, LONG, TOKEN.upper(), TOKEN.replace(".", ","), TOKEN + "0", "0" + TOKEN, TOKEN[:-1] + '"',
-    "mac:" + "0" * 64, "mac:" + "0" * 71,
+    "mac:" + "0" * 64, "mac:" + "0" * 71, "é" * 37 + "x", TOKEN.replace(".", "\0"),
+    "é" + TOKEN[2:], "\x7f" + TOKEN[1:], " " + TOKEN[1:],
 )  # fmt: skip
 ODD = [
     *(rating(**{name: value}) for name in WRITTEN if name != "predictionid" for value in VALUES),

@@ -26,7 +26,7 @@ from truing.tasks.tables.sealing import family_of
 from truing.tasks.validation.rules import Suite
 
 STENCILS: Final = 64  # ways of writing that are known at a time
-FEW: Final = 8  # messages alike: fewer are sooner judged than looked at together
+FEW: Final = 100  # messages alike: fewer are sooner judged than looked at together
 _MAC: Final = "mac:"
 _FIXED: Final = ("specversion", "type", "datacontenttype", "problem", "actorkind")
 _VALUES: Final = ("id", "time", "subject", "predictionid", "actor", "proof")
@@ -133,12 +133,12 @@ class Glance:
         found: list[Seen] = []
         known = self._known  # what is learned here is of these rules, whoever refreshes them meanwhile
         left = np.flatnonzero((block.lengths > 0) & (block.lengths <= MAX_BYTES))
-        if not len(left):
+        if len(left) < FEW:
             return found
         sheet = Sheet(block)
         for way in known.ways:
-            if not len(left):
-                break
+            if len(left) < FEW:
+                return found
             fits = way.stencil.fit(sheet, left)
             if len(fits.at):
                 left = left[~np.isin(left, fits.at, assume_unique=True, kind="table")]
@@ -181,7 +181,8 @@ def _cut_out(sheet: Sheet, found: Cut, *, mac: bool) -> Alike:
     untils, ahead = None, 0
     if not mac:
         proofs = found.values["proof"].begins
-        if not (right := sheet.data[proofs + UNTIL] == ord(".")).all():
+        right = ((sheet.chars(proofs, UNTIL) - np.uint8(ord("0"))) <= 9).all(axis=1) & (sheet.data[proofs + UNTIL] == ord("."))
+        if not right.all():
             found = found.only(right)
         untils, ahead = sheet.chars(found.values["proof"].begins, UNTIL), UNTIL + 1
     values = found.values

@@ -29,7 +29,7 @@ from truing.tasks.tables.subjects import Subjects, day, owner
 
 RECENT = 300_000  # identities kept in memory, tens of MB; older doubles are dropped by the join
 NAMED = 1_000  # messages at the end of a partition among which one that claims an id is looked for
-BLOCK = 10_000  # messages judged at once: what is made of them should fit the processor's cache
+BLOCK = 20_000  # messages judged at once: what is made of them should fit the processor's cache
 _DISPOSITIONS = pl.Series(["landed", "duplicate"])
 _DATALESS = [name for name in LANDING if name != "data"]
 _SAID = [name for name in _DATALESS if name not in ("topic", "landed_at")]
@@ -184,7 +184,9 @@ class _Part:
         return pl.concat([*self.frames, rest])
 
 
-def _judge(part: _Part, chunk: Chunk, block: Block, glance: Glance, recent: Recent, remembered: list[set[Mark]], now: float) -> None:
+def _judge(
+    part: _Part, chunk: Chunk, block: Block, glance: Glance, recent: Recent, remembered: list[set[Mark]], now: float
+) -> None:
     """One block: its objects are gone again, but for columns, before the next one comes."""
     seen: list[Seen] = []
     if chunk.reason:

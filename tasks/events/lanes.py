@@ -38,9 +38,7 @@ NAMES: Final = 250_000  # people's names remembered with their hashes, a problem
 UNSURE: Final = (msgspec.DecodeError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
 CODE: Final = 64  # hex digits of HMAC-SHA256
 UNTIL: Final = 10  # digits of the Unix second until which a token speaks: from 2001 to 2286
-_FRAMES: Final = pl.Series(
-    ["\0" * 7 + chr(n) for n in range(LONGEST + 1)]
-)  # 8 bytes big-endian, as `seal.mac` frames its parts
+_FRAMES: Final = pl.Series(["\0" * 7 + chr(n) for n in range(LONGEST + 1)])  # 8 bytes big-endian, as in `seal.mac`
 _COUNTS: Final = pl.Series([f"{n}:" for n in range(LONGEST + 1)])
 _SIZES: Final = pl.Series([n.to_bytes(8, "big") for n in range(4096)])
 _PLACES: Final = 10 ** np.arange(UNTIL - 1, -1, -1, dtype=np.int64)
@@ -217,10 +215,13 @@ class Rules:
             ]
         if kind != "prediction":
             return decoder.decode, None
-        read = self.redactor.inputs if kind in self.redactor.reads else ()
+        read = [name for name in self.redactor.inputs if kind in self.redactor.reads and self._words(name)]
         inputs = next(one.type for one in msgspec.structs.fields(decoder.type) if one.encode_name == "inputs")
         names = {one.encode_name: one.name for one in msgspec.structs.fields(inputs)}
-        return decoder.decode, _beyond(self.redactor, [attrgetter(f"inputs.{names[one]}") for one in read if one in names])
+        return decoder.decode, _beyond(self.redactor, [attrgetter(f"inputs.{names[one]}") for one in read])
+
+    def _words(self, name: str) -> bool:
+        return name in self.problem.inputs and self.problem.inputs[name].type != "number"
 
     def _loosely(self, kind: str, raw: bytes, body: Any) -> bytes | None:
         if not fits(body, self.known):
@@ -245,8 +246,8 @@ def _beyond(redactor: Redactor, read: Sequence[attrgetter[Any]]) -> Beyond:
         }
         for text_of in read:
             texts = [*map(text_of, bodies)]
-            if not redactor.clean({text for text in texts if type(text) is str}):
-                doubtful |= {n for n, text in enumerate(texts) if type(text) is str and redactor.text(text) is not text}
+            if not redactor.clean(set(texts) - {None}):
+                doubtful |= {n for n, text in enumerate(texts) if text is not None and redactor.text(text) is not text}
         return [None if n in doubtful else raw for n, raw in enumerate(raws)] if doubtful else raws
 
     return beyond
@@ -264,6 +265,8 @@ class Lane:
         self.kind, self.source = kind, source
         self.problem, self.rules, self.wire = rules.problem.name, rules, wire
         self.people = kind in PEOPLE
+        if any(len(name) > LONGEST or not name.isascii() for name in (self.problem, source or "")):
+            raise KeyError(source)
         if source is None:
             if not self.people:
                 raise KeyError(kind)
@@ -288,10 +291,11 @@ class Lane:
             return None
         some = some.only(self._timely(some, now) & same(self._proofs(some, actor_kind), some.codes))
         raws: list[bytes] = some.raws.values.to_list()
-        bodies = _decoded(self.decode, raws)
-        if None in bodies:
-            sure = np.array([body is not None for body in bodies], bool)
-            some, raws, bodies = some.only(sure), list(compress(raws, sure)), list(compress(bodies, sure))
+        bodies, wrong = _decoded(self.decode, raws)
+        if wrong:
+            sure = np.ones(len(raws), bool)
+            sure[wrong] = False
+            some, raws, bodies = some.only(sure), [*compress(raws, sure)], [*compress(bodies, sure)]
         if self.beyond is not None and (landing := self.beyond(raws, bodies)) is not raws:
             sure = np.array([raw is not None for raw in landing], bool)
             some, raws = some.only(sure), [raw for raw in landing if raw is not None]
@@ -361,14 +365,16 @@ def constant(value: Any, many: int, dtype: Any = pl.String) -> pl.Series:
     return pl.Series([value], dtype=dtype).new_from_index(0, many)
 
 
-def _decoded(decode: Callable[[bytes], Any], raws: Sequence[bytes]) -> list[Any]:
-    """Each body, None where it does not read."""
+def _decoded(decode: Callable[[bytes], Any], raws: Sequence[bytes]) -> tuple[list[Any], list[int]]:
+    """Each body, and the places of those that do not read."""
     bodies: list[Any] = []
+    wrong: list[int] = []
     left = iter(raws)
     while True:
         try:
             bodies.extend(map(decode, left))  # keeps what came before an error
         except UNSURE:
+            wrong.append(len(bodies))
             bodies.append(None)
         else:
-            return bodies
+            return bodies, wrong
