@@ -74,7 +74,7 @@ def main(
             if values:
                 print(f"{title}:")
             for key, value in values.items():
-                shown = f"{value:.5g}" if isinstance(value, float) else "in --json" if isinstance(value, list) else value
+                shown = f"{value:.5g}" if isinstance(value, float) else "in --json" if isinstance(value, list | dict) else value
                 print(f"  {key:<{width}}  {shown}")
     for line in measured.broken:
         say(f"broken: {line}")
