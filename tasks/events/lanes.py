@@ -224,10 +224,13 @@ class Rules:
         return name in self.problem.inputs and self.problem.inputs[name].type != "number"
 
     def _loosely(self, kind: str, raw: bytes, body: Any) -> bytes | None:
-        if not fits(body, self.known):
+        try:
+            if not fits(body, self.known):
+                return None
+            raw, body = self.redacted(kind, raw, body)
+            return None if kind == "prediction" and self.check([body.inputs])[0] is not None else raw
+        except UNSURE:  # of one message: the others are none the worse for it
             return None
-        raw, body = self.redacted(kind, raw, body)
-        return None if kind == "prediction" and self.check([body.inputs])[0] is not None else raw
 
     def redacted(self, kind: str, raw: bytes, body: Any) -> tuple[bytes, Any]:
         """The bytes to land and their body, with what names or finds a person in free text replaced."""
