@@ -6,11 +6,11 @@ unshare --mount --propagation private python tests/full_disk.py FOLDER
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +55,18 @@ def send(settings: Settings) -> None:
         client.flush(timeout_s=20.0)
 
 
+def fill_up(path: Path) -> None:
+    """A file of all that is left of the disk, whoever else writes meanwhile."""
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(b"\0" * 65536):
+            continue
+
+
 def play(settings: Settings) -> dict[str, Any]:
     fill, stack, ring = settings.data.parent / "fill", Stack(settings), Keyring(settings.keys)
     stack.up()
     pids = {name: state["pid"] for name, state in stack.states().items()}
-    with fill.open("wb") as file:
-        try:
-            while True:
-                file.write(b"\0" * 65536)
-                file.flush()
-        except OSError:
-            pass
+    fill_up(fill)
     found: dict[str, Any] = {
         "sent": told(lambda: send(settings)),
         "rotated": told(lambda: ring.rotate("release", now=time.time())),
@@ -81,8 +82,7 @@ def play(settings: Settings) -> dict[str, Any]:
     found["restarted"] = [name for name, state in stack.states().items() if state["pid"] != pids[name]]
     found["landed"] = until(lambda: (status(settings)["lag"] or {}).get("landed") == SENT)
     found["rotated then"] = told(lambda: ring.rotate("release", now=time.time()))
-    with fill.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, os.statvfs(fill.parent).f_bavail * os.statvfs(fill.parent).f_frsize)
+    fill_up(fill)
     found["down"] = stack.down()
     found["left"] = len(living(settings.data)) + len(list((settings.data / "run").iterdir()))
     found["up again"] = told(stack.up)
