@@ -70,7 +70,7 @@ class Landing:
         self.tally: Counter[str] = Counter()  # by disposition, type, reason; since this keeper began
         self._read_at = self._committed_at = time.monotonic()  # last signs of life
         self._waiting: queue.Queue[Batch] = queue.Queue(AHEAD)
-        self._turn = threading.Lock()  # judging and sealing both never leave Python: at once they take half as long again
+        self._turn = threading.Lock()  # judging and sealing at once wait for Python's lock: no faster, 8 % more CPU
         self._stale = threading.Event()  # what is in flight must not land
         self._read_all = threading.Event()  # nothing more will be put into the queue
         self._said = ""

@@ -20,7 +20,8 @@ from truing.tasks.events.batches import Block
 from truing.tasks.events.glance import Glance
 from truing.tasks.events.intake import Batch, Recent, land
 from truing.tasks.events.lanes import Seen
-from truing.tasks.events.schema import Proofs, Reason, encode_event, rfc3339, token
+from truing.tasks.events.redaction import Redactor
+from truing.tasks.events.schema import Proofs, Reason, encode_event, identity_text, rfc3339, token
 from truing.tasks.events.stencil import Sheet, cut
 from truing.tasks.events.stream import Chunk
 from truing.tasks.events.times import unix_times
@@ -199,6 +200,30 @@ def test_nearly_all_good_messages_pass_at_a_glance(proofs: Proofs, problems: lis
     one = door(Glance, proofs, problems)
     assert passed(one, values) == passed(one, values) == list(range(len(values)))
     assert sum(way.hits for way in one._known.ways) == len(values)  # the second time by stencils alone
+
+
+def test_an_event_is_remembered_by_the_same_mark_whichever_way_it_came(proofs: Proofs, problems: list[Problem]) -> None:
+    rng, one = random.Random(6), door(Glance, proofs, problems)
+    values = [encode_event(kind, **good(rng, kind))[1] for kind in sorted(DATA) for _ in range(40)]
+    told = [json.loads(value) for value in values]
+    for _ in range(2):  # one by one, and by stencils
+        found = one.look(Block.of([*enumerate(values)]), NOW)
+        marks = {at: mark for seen in found for at, mark in zip(seen.at.tolist(), seen.marks, strict=True)}
+        assert len(marks) > 100
+        for at, mark in marks.items():
+            event = told[at]
+            kind = event["type"].split(".")[1]
+            text = identity_text(event["problem"], kind, event["source"], event.get("predictionid"), event["id"])
+            assert mark == one.mark(text), event
+
+
+def test_a_number_among_what_is_to_be_redacted_has_nothing_to_redact(proofs: Proofs, problems: list[Problem]) -> None:
+    one = door(Glance, proofs, problems)
+    one.refresh("odd", None, checks.compile(None, problems[1]), Redactor(inputs=("hours per week", "note")))
+    given = {"problem": "odd", "source": "all", "source_key": key_of("all"), "prediction_id": "p", "time": NOW}
+    rows_ = [{"hours per week": 7, "class": "a", "note": note} for note in (None, "nothing", "mail anna@example.org")]
+    values = [encode_event("prediction", data={"inputs": row}, **given)[1] for row in rows_]
+    assert passed(one, values) == [0, 1]
 
 
 def test_an_old_event_is_left_to_the_law(proofs: Proofs, problems: list[Problem]) -> None:

@@ -1,8 +1,8 @@
 """A first look at a block of messages: what it lets through surely holds, whatever it is unsure of is judged singly.
 
-`schema.judge` is the law, 10 to 20 µs a message. The glance says the same "yes" in 3 to 4: envelopes that are written alike are
-read together (`stencil`), and what they say goes through their lane by column (`lanes`). It never says "no": anything else than
-a plain good message is left to `judge`, which finds the reason. A test holds both equal.
+`schema.judge` is the law, 10 to 20 µs a message. The glance says the same "yes" in about 4: envelopes that are written alike
+are read together (`stencil`), and what they say goes through their lane by column (`lanes`). It never says "no": anything else
+than a plain good message is left to `judge`, which finds the reason. A test holds both equal.
 """
 
 from __future__ import annotations

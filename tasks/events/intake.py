@@ -4,7 +4,7 @@ A message is judged by the contract (`schema`), predictions then by the row chec
 identity: an event that landed before is a duplicate, and so is a dead letter whose very bytes are one already (sent again, or
 read again from a log that lost its tail). Nothing is raised for what a sender did and nothing is dropped.
 
-It is done in blocks: `Glance` lets nearly all through, columns are built of what it found, and the few others go singly.
+It is done in blocks: `Glance` lets nearly all through, by columns, and the few others go singly.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from truing.tasks.tables.subjects import Subjects, day, owner
 
 RECENT = 300_000  # identities kept in memory, tens of MB; older doubles are dropped by the join
 NAMED = 1_000  # messages at the end of a partition among which one that claims an id is looked for
-BLOCK = 20_000  # messages judged at once: what is made of them should fit the processor's cache
+BLOCK = 20_000  # messages judged at once: a look at a block costs some ms, however little there is in it
 _DISPOSITIONS = pl.Series(["landed", "duplicate"])
 _DATALESS = [name for name in LANDING if name != "data"]
 _SAID = [name for name in _DATALESS if name not in ("topic", "landed_at")]

@@ -280,11 +280,7 @@ class Lane:
                 raise KeyError(kind)
             self._key = states(key)
         self.decode, self.beyond = rules.reading(kind)
-        # an identity around the prediction, the source and the id, as `identity_text` writes it
-        written = identity_text(self.problem, kind, "", "", "")
-        if not written.startswith("0:0:"):
-            raise KeyError(kind)
-        self._identity = written.removeprefix("0:0:")
+        self._identity = identity_text(self.problem, kind, "", "", "").removeprefix("0:0:")  # behind prediction and source
 
     def judge(self, some: Alike, actor_kind: str, *, now: float, secret: str) -> Seen | None:
         """Those of them that surely are good; None if there is none. `secret` is for `marks`."""
